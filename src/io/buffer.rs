@@ -1,0 +1,131 @@
+//! Memory that a device can reach: anonymous, page-aligned, shared by reference count.
+//!
+//! A [`Buffer`] is a range of an [`Arena`]. Clones share the memory, so whoever still needs it (the ring, a reader, an
+//! archiver thread) keeps it alive. The bytes are reached through copies, never through long-lived references, because
+//! the kernel may be reading or writing them at the same time.
+//!
+//! **Discipline, upheld by the engine:** a range has one writer at a time (the owner while it builds a batch, or the
+//! device while a read is in flight), and nobody looks at it while it is being written. A sealed segment has none.
+#![expect(unsafe_code, reason = "memory that is shared with the kernel is reached by pointer")]
+
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// A mapping of anonymous memory. Pages that were never touched cost nothing.
+#[derive(Debug)]
+pub struct Arena {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping is plain memory owned by the arena; who may touch which range when is the module's discipline.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Maps `bytes` of zeros.
+    ///
+    /// # Errors
+    /// When the system gives no memory.
+    pub fn new(bytes: usize) -> std::io::Result<Self> {
+        let bytes = bytes.max(1);
+        let length = NonZeroUsize::new(bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address the kernel chooses touches no memory of ours.
+        let start = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+        Ok(Self { start: start.cast(), bytes })
+    }
+
+    /// Where the memory is.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped in `new`, and the last reference to it is being dropped.
+        let unmapped = unsafe { munmap(self.start.cast(), self.bytes) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// A range of an arena.
+#[derive(Debug, Clone)]
+pub struct Buffer {
+    arena: Arc<Arena>,
+    from: usize,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// A new arena of `bytes` zeros, whole.
+    ///
+    /// # Errors
+    /// When the system gives no memory.
+    pub fn new(bytes: usize) -> std::io::Result<Self> {
+        Ok(Self { arena: Arc::new(Arena::new(bytes)?), from: 0, bytes })
+    }
+
+    /// The part of the buffer from byte `from`, `bytes` long.
+    ///
+    /// # Panics
+    /// When it reaches beyond the buffer.
+    pub fn part(&self, from: usize, bytes: usize) -> Self {
+        assert!(from.checked_add(bytes).is_some_and(|end| end <= self.bytes));
+        Self { arena: Arc::clone(&self.arena), from: self.from + from, bytes }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether the buffer has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Whether nobody else holds the memory.
+    pub fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.arena) == 1
+    }
+
+    /// Where the bytes are, for the kernel.
+    pub fn as_ptr(&self) -> *mut u8 {
+        // SAFETY: `from` lies in the arena, checked when the part was made.
+        unsafe { self.arena.start.as_ptr().add(self.from) }
+    }
+
+    /// Looks at the bytes. By the module's discipline nobody writes them meanwhile.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the range lies in the arena and lives as long as the buffer; no writer, by the discipline.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.bytes) }
+    }
+
+    /// Changes the bytes inside `change`. By the module's discipline nobody else looks meanwhile.
+    pub fn write<T>(&self, change: impl FnOnce(&mut [u8]) -> T) -> T {
+        // SAFETY: as for `bytes`, and the owner is the only writer, by the discipline.
+        change(unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.bytes) })
+    }
+
+    /// Copies `source` to byte `at`.
+    ///
+    /// # Panics
+    /// When it reaches beyond the buffer.
+    pub fn copy_from(&self, at: usize, source: &[u8]) {
+        assert!(at.checked_add(source.len()).is_some_and(|end| end <= self.bytes));
+        // SAFETY: the range was just checked; `source` may not overlap it, since it is borrowed and we are written.
+        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), self.as_ptr().add(at), source.len()) }
+    }
+
+    /// Fills the buffer with zeros.
+    pub fn zero(&self) {
+        // SAFETY: the range lies in the arena; we are its writer, by the discipline.
+        unsafe { std::ptr::write_bytes(self.as_ptr(), 0, self.bytes) }
+    }
+}
