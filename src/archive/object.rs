@@ -1,0 +1,229 @@
+//! The archive object: one segment, compressed, self-describing, readable block by block.
+//!
+//! ```text
+//! skippable frame: object header | frame | frame | ... | frame of the summary | skippable frame: table, footer
+//! ```
+//!
+//! Plain `zstd -d` skips the two skippable frames and gives exactly the image of the slot. `docs/format.md` is
+//! normative.
+//!
+//! The bytes are a function of volume, image and packing, of nothing else: the same segment packed again alike is the
+//! same object, and `put` is idempotent.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::frame::{FRAME_BYTES, Packer};
+use super::{ArchiveError, Frame, FrameTable, ObjectName, Packing, canonical};
+use crate::format::{BLOCK_BYTES, Checksum, FormatError, Position, SegmentNumber, Summary, Superblock, Uuid};
+
+/// The magic number of the skippable frames: one of the sixteen that zstd leaves to its users.
+pub(super) const SKIPPABLE: u32 = 0x184D_2A5A;
+/// Bytes of a skippable frame before its content.
+pub(super) const SKIPPABLE_HEAD: usize = 8;
+
+/// Bytes of the object header with its skippable frame.
+pub const OBJECT_HEADER_BYTES: usize = 4352;
+
+const VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"SALVOLAO";
+const WHAT: &str = "archive object header";
+
+/// What an object says of its segment before the segment's own bytes begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectHeader {
+    /// The volume: identity, key and geometry. Generation, epoch and clean close are always empty.
+    pub volume: Superblock,
+    pub name: ObjectName,
+    pub first_position: Position,
+    pub last_position: Position,
+    /// The checksum of the batch header before the segment's first.
+    pub predecessor: Checksum,
+    /// The checksum of the segment's last batch header.
+    pub last_checksum: Checksum,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Disk {
+    skippable: U32,
+    skippable_bytes: U32,
+    magic: [u8; 8],
+    version: U32,
+    part: U32,
+    features_incompatible: U64,
+    features_compatible: U64,
+    history: [u8; 16],
+    segment: U64,
+    epoch: U64,
+    first_position: U64,
+    last_position: U64,
+    predecessor: Checksum,
+    last_checksum: Checksum,
+    image_bytes: U64,
+    cipher: U16,
+    ring: U16,
+    key_id: U32,
+    reserved: [u8; 104],
+    superblock: [u8; BLOCK_BYTES],
+    checksum: Checksum,
+}
+
+const CHECKED: usize = OBJECT_HEADER_BYTES - 16;
+const SKIPPABLE_BYTES: u32 = (OBJECT_HEADER_BYTES - SKIPPABLE_HEAD) as u32;
+const _: () = assert!(size_of::<Disk>() == OBJECT_HEADER_BYTES);
+const _: () = assert!(std::mem::offset_of!(Disk, superblock) == 240);
+const _: () = assert!(std::mem::offset_of!(Disk, checksum) == CHECKED);
+
+impl ObjectHeader {
+    /// The header of the object of the segment that `summary` describes.
+    pub fn new(volume: &Superblock, summary: &Summary) -> Self {
+        Self {
+            volume: canonical(volume),
+            name: ObjectName { history: volume.history, segment: summary.segment, epoch: summary.epoch, part: 0 },
+            first_position: summary.first_position,
+            last_position: summary.last_position(),
+            predecessor: summary.predecessor,
+            last_checksum: summary.last_checksum,
+        }
+    }
+
+    /// Bytes of the segment's image: the length of its slot.
+    pub fn image_bytes(&self) -> usize {
+        self.volume.geometry.segment_bytes()
+    }
+
+    /// The header as the first bytes of its object.
+    pub fn encode(&self) -> [u8; OBJECT_HEADER_BYTES] {
+        let mut disk = Disk {
+            skippable: U32::new(SKIPPABLE),
+            skippable_bytes: U32::new(SKIPPABLE_BYTES),
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            part: U32::new(self.name.part),
+            features_incompatible: U64::new(0),
+            features_compatible: U64::new(0),
+            history: self.name.history.0,
+            segment: U64::new(self.name.segment.0),
+            epoch: U64::new(self.name.epoch),
+            first_position: U64::new(self.first_position.0),
+            last_position: U64::new(self.last_position.0),
+            predecessor: self.predecessor,
+            last_checksum: self.last_checksum,
+            image_bytes: U64::new(self.image_bytes() as u64),
+            cipher: U16::new(0),
+            ring: U16::new(0),
+            key_id: U32::new(0),
+            reserved: [0; 104],
+            superblock: self.volume.encode(),
+            checksum: Checksum::default(),
+        };
+        disk.checksum = Checksum::keyed(&self.volume.key, &[&disk.as_bytes()[..CHECKED]]);
+        let mut bytes = [0; OBJECT_HEADER_BYTES];
+        bytes.copy_from_slice(disk.as_bytes());
+        bytes
+    }
+
+    /// The header at the start of an object.
+    ///
+    /// Its checksum is keyed by the key that it carries itself: that finds damage. That it is the volume's own key is
+    /// for the reader to check, who has one to compare with, see [`Self::is_of`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        let short = |_| FormatError::Length { what: WHAT, have: bytes.len(), need: OBJECT_HEADER_BYTES };
+        let disk = Disk::ref_from_bytes(bytes).map_err(short)?;
+        if disk.magic != MAGIC || disk.skippable.get() != SKIPPABLE || disk.skippable_bytes.get() != SKIPPABLE_BYTES {
+            return Err(FormatError::Magic { what: WHAT });
+        }
+        if disk.version.get() != VERSION {
+            return Err(FormatError::Version { found: disk.version.get(), supported: VERSION });
+        }
+        let volume = Superblock::parse(&disk.superblock)?;
+        if disk.checksum != Checksum::keyed(&volume.key, &[&bytes[..CHECKED]]) {
+            return Err(FormatError::Checksum { what: WHAT });
+        }
+        if disk.features_incompatible.get() != 0 {
+            return Err(FormatError::Features { bits: disk.features_incompatible.get() });
+        }
+        if disk.history != volume.history.0 {
+            return Err(FormatError::Identity { what: WHAT });
+        }
+        let field = |field, value| Err(FormatError::Field { what: WHAT, field, value });
+        if disk.segment.get() == 0 {
+            return field("segment", 0);
+        }
+        if disk.part.get() != 0 {
+            return field("part", u64::from(disk.part.get()));
+        }
+        if disk.image_bytes.get() != volume.geometry.segment_bytes() as u64 {
+            return field("image bytes", disk.image_bytes.get());
+        }
+        if disk.cipher.get() != 0 || disk.ring.get() != 0 {
+            return field("cipher or ring", u64::from(disk.cipher.get()) << 16 | u64::from(disk.ring.get()));
+        }
+        let (first, last) = (disk.first_position.get(), disk.last_position.get());
+        if first == 0 || last < first - 1 || last == u64::MAX {
+            return field("last position", last);
+        }
+        let name = ObjectName {
+            history: Uuid(disk.history),
+            segment: SegmentNumber(disk.segment.get()),
+            epoch: disk.epoch.get(),
+            part: disk.part.get(),
+        };
+        Ok(Self {
+            volume,
+            name,
+            first_position: Position(first),
+            last_position: Position(last),
+            predecessor: disk.predecessor,
+            last_checksum: disk.last_checksum,
+        })
+    }
+
+    /// Whether the object is one of `volume`, in whatever history.
+    pub fn is_of(&self, volume: &Superblock) -> bool {
+        self.volume.uuid == volume.uuid && self.volume.key == volume.key
+    }
+
+    /// Whether `summary` is the one of the header's segment.
+    pub(super) fn agrees(&self, summary: &Summary) -> bool {
+        let last = summary.first_position.0.checked_add(summary.batches.len() as u64).map(|end| end.wrapping_sub(1));
+        summary.segment == self.name.segment
+            && summary.epoch == self.name.epoch
+            && summary.first_position == self.first_position
+            && last == Some(self.last_position.0)
+            && summary.predecessor == self.predecessor
+            && summary.last_checksum == self.last_checksum
+    }
+}
+
+/// The archive object of the segment with this `image`, the whole slot with its summary at the end.
+///
+/// # Errors
+/// When the image cannot be one of `volume` with this summary, or zstd fails.
+pub fn encode_object(
+    volume: &Superblock,
+    summary: &Summary,
+    image: &[u8],
+    packing: Packing,
+) -> Result<Vec<u8>, ArchiveError> {
+    let need = volume.geometry.segment_bytes();
+    let summary_blocks = summary.blocks();
+    if image.len() != need || summary_blocks >= volume.geometry.segment_blocks {
+        return Err(ArchiveError::Image { have: image.len(), need, summary: summary_blocks });
+    }
+    let (data, tail) = image.split_at(need - summary_blocks as usize * BLOCK_BYTES);
+    let header = ObjectHeader::new(volume, summary);
+    let mut packer = Packer::new(packing).map_err(ArchiveError::Compress)?;
+    // Only pages that are touched cost memory, so a good ratio is not paid for.
+    let mut out = Vec::with_capacity(need + OBJECT_HEADER_BYTES);
+    out.extend_from_slice(&header.encode());
+    let mut table = FrameTable::default();
+    for raw in data.chunks(FRAME_BYTES).chain([tail]) {
+        let at = out.len();
+        packer.pack(raw, &mut out).map_err(ArchiveError::Compress)?;
+        table.push(Frame::of(at, &out[at..], raw.len()));
+    }
+    table.encode(&header, &mut out);
+    Ok(out)
+}

@@ -1,0 +1,64 @@
+//! The store: where archive objects are kept. One trait for a directory, a ring on a device, an object store.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::format::{SegmentNumber, Uuid};
+
+/// The name of an archive object. The order is that of the log, within a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    pub history: Uuid,
+    pub segment: SegmentNumber,
+    /// The epoch of the segment's last batch.
+    pub epoch: u64,
+    /// 0 for a whole segment; parts of an open one are reserved.
+    pub part: u32,
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:016}.e{:08}.p{}", self.history, self.segment.0, self.epoch, self.part)
+    }
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{store}: {what}: {source}")]
+    Io { store: String, what: String, source: std::io::Error },
+    #[error("{store}: {what}")]
+    Refused { store: String, what: String },
+    #[error("{store}: there is no object {name}")]
+    Missing { store: String, name: ObjectName },
+    #[error(
+        "{store}: object {name} is there already with other content; two volumes write to one store, or one was rolled back"
+    )]
+    Conflict { store: String, name: ObjectName },
+}
+
+/// Keeps objects under names, durably. Called by archiver threads: every method may block.
+pub trait Store: Send + Sync + 'static {
+    /// Stores `bytes` under `name`, durable when it returns. The same bytes again are fine; other bytes are a `Conflict`.
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// The bytes of `range` of an object, read past every cache where the store allows it; fewer when it ends before.
+    fn get(&self, name: &ObjectName, range: Range<u64>) -> Result<Vec<u8>, StoreError>;
+
+    /// Bytes of an object. A reader starts at the end, where the frame table is, so it needs to know where that is; a
+    /// whole [`Self::list`] for one object would be out of proportion.
+    fn length(&self, name: &ObjectName) -> Result<u64, StoreError>;
+
+    /// Every object with its length, in the order of the names.
+    fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError>;
+
+    /// Removes an object; one that is not there is fine.
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
+
+    /// Tells the store which block device (`st_rdev`) it serves. A store that keeps its objects in a file system refuses
+    /// every later `put` while that file system is on this device: the put would wait for the space that it is to free.
+    fn forbid_device(&self, _device: u64) {}
+
+    /// The store's SPEC, for people.
+    fn spec(&self) -> String;
+}
