@@ -1,0 +1,139 @@
+//! The index: where the newest version of each block is, and its checksum.
+//!
+//! Eight bytes a block, in one flat array of lazily populated memory: an empty volume costs nothing, a look-up is one
+//! cache miss. It belongs to the owner's thread, so nothing locks it. It knows nothing of segments; callers keep count
+//! of what is live by the places that each change returns.
+#![expect(unsafe_code, reason = "an array of plain words in memory that is mapped, not allocated")]
+
+use std::io;
+use std::ptr::NonNull;
+
+use crate::format::{Block, Place};
+use crate::io::Arena;
+
+/// Stands in for the place of a block that was lost.
+const LOST: u32 = u32::MAX;
+
+/// What the index says of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapping {
+    /// Never written, or trimmed or zeroed since: reads as zeros.
+    Unmapped,
+    /// Its newest version is at this place and has this CRC32C.
+    At(Place, u32),
+    /// Its only copy became unreadable.
+    Lost,
+}
+
+impl Mapping {
+    /// The place, when there is one.
+    pub fn place(self) -> Option<Place> {
+        match self {
+            Self::At(place, _) => Some(place),
+            Self::Unmapped | Self::Lost => None,
+        }
+    }
+
+    fn from_word(word: u64) -> Self {
+        match word as u32 {
+            0 => Self::Unmapped,
+            LOST => Self::Lost,
+            place => Self::At(Place(place), (word >> 32) as u32),
+        }
+    }
+
+    fn word(self) -> u64 {
+        match self {
+            Self::Unmapped => 0,
+            Self::Lost => u64::from(LOST),
+            Self::At(place, crc) => u64::from(crc) << 32 | u64::from(place.0),
+        }
+    }
+}
+
+/// Block number → place and checksum.
+#[derive(Debug)]
+pub struct Index {
+    memory: Arena,
+    blocks: u64,
+    mapped: u64,
+}
+
+impl Index {
+    /// An index of `blocks` unmapped blocks.
+    ///
+    /// # Errors
+    /// When the system gives no memory.
+    pub fn new(blocks: u64) -> io::Result<Self> {
+        let bytes = usize::try_from(blocks).ok().and_then(|blocks| blocks.checked_mul(8));
+        let memory = Arena::new(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?;
+        Ok(Self { memory, blocks, mapped: 0 })
+    }
+
+    /// Blocks of the volume.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Blocks that are mapped or lost.
+    pub fn mapped(&self) -> u64 {
+        self.mapped
+    }
+
+    fn word(&self, block: Block) -> NonNull<u64> {
+        assert!(block.0 < self.blocks, "the caller checks ranges");
+        // SAFETY: the array has `blocks` words, page-aligned, and the block was just checked.
+        unsafe { self.memory.start().cast::<u64>().add(block.0 as usize) }
+    }
+
+    /// Where `block` is.
+    pub fn get(&self, block: Block) -> Mapping {
+        // SAFETY: the word is in the array, initialised by the mapping, and only this thread touches it.
+        Mapping::from_word(unsafe { self.word(block).read() })
+    }
+
+    /// Puts `block` somewhere else and returns where it was.
+    pub fn set(&mut self, block: Block, mapping: Mapping) -> Mapping {
+        let word = self.word(block);
+        // SAFETY: as in `get`, and we are borrowed mutably.
+        let old = Mapping::from_word(unsafe { word.replace(mapping.word()) });
+        self.mapped += u64::from(mapping != Mapping::Unmapped);
+        self.mapped -= u64::from(old != Mapping::Unmapped);
+        old
+    }
+
+    /// Unmaps `count` blocks from `block`; `left` gets each place that was mapped.
+    pub fn unmap(&mut self, block: Block, count: u64, mut left: impl FnMut(Place)) {
+        for number in block.0..block.0 + count {
+            if self.get(Block(number)) != Mapping::Unmapped
+                && let Mapping::At(place, _) = self.set(Block(number), Mapping::Unmapped)
+            {
+                left(place);
+            }
+        }
+    }
+
+    /// Whether nothing is mapped in `count` blocks from `block`.
+    pub fn is_unmapped(&self, block: Block, count: u64) -> bool {
+        (block.0..block.0 + count).all(|number| self.get(Block(number)) == Mapping::Unmapped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_where_it_was_last_put() {
+        let mut index = Index::new(10).unwrap();
+        assert_eq!(index.get(Block(9)), Mapping::Unmapped);
+        assert_eq!(index.set(Block(9), Mapping::At(Place(5), 7)), Mapping::Unmapped);
+        assert_eq!(index.set(Block(9), Mapping::Lost), Mapping::At(Place(5), 7));
+        assert_eq!((index.get(Block(9)), index.mapped()), (Mapping::Lost, 1));
+        index.set(Block(3), Mapping::At(Place(8), 1));
+        let mut left = Vec::new();
+        index.unmap(Block(0), 10, |place| left.push(place));
+        assert_eq!((left, index.mapped()), (vec![Place(8)], 0));
+        assert!(index.is_unmapped(Block(0), 10));
+    }
+}
