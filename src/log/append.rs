@@ -1,0 +1,328 @@
+//! Placing entries and writing batches.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::limits::{THROTTLE_STEP, control_reserve};
+use super::{Ack, Log, LogError, State};
+use crate::format::{BLOCK_BYTES, BatchHeader, Block, Entry, Position, Superblock, SynchMark};
+use crate::index::Mapping;
+use crate::io::{Device, Platform};
+
+/// What an appender found to do.
+enum Next {
+    Write(super::Closed),
+    End,
+}
+
+impl<P: Platform> Log<P> {
+    /// Waits until user data may be placed, and says how many of `want` blocks; they must be placed before anything is
+    /// awaited.
+    async fn reserve(&self, want: u32) -> Result<u32, LogError> {
+        self.throttle(want).await;
+        self.0.space.until(|| self.try_reserve(want)).await
+    }
+
+    fn try_reserve(&self, want: u32) -> Option<Result<u32, LogError>> {
+        let mut state = self.0.state.borrow_mut();
+        if let Err(error) = state.check() {
+            return Some(Err(error));
+        }
+        if state.fail_waiting {
+            return Some(Err(LogError::Closing));
+        }
+        if state.head.batch_room() == 0 {
+            return None;
+        }
+        let volume = &self.0.volume;
+        if state.cleaner.debt(state.head.used()) > super::limits::COPY_DEBT_BLOCKS {
+            drop(state);
+            self.0.clean.notify();
+            return None;
+        }
+        let room = state.head.room(want, state.promise(volume));
+        if room > 0 {
+            return Some(Ok(room));
+        }
+        state.roll_wanted = true;
+        drop(state);
+        self.0.roll.notify();
+        self.0.clean.notify();
+        None
+    }
+
+    /// Writes `blocks` blocks from `block`, whose bytes are `data`; returns the position of the last batch they are in.
+    pub async fn write(&self, block: Block, data: &crate::io::Buffer) -> Result<Position, LogError> {
+        let blocks = (data.len() / BLOCK_BYTES) as u32;
+        let (mut done, mut position) = (0, Position(0));
+        while done < blocks {
+            let count = self.reserve(blocks - done).await?;
+            let from = done as usize * BLOCK_BYTES;
+            let part = data.part(from, count as usize * BLOCK_BYTES);
+            position = self.0.state.borrow_mut().place_writes(block.plus(u64::from(done)), part.bytes());
+            self.0.work.notify();
+            done += count;
+        }
+        Ok(position)
+    }
+
+    /// Trims or zeroes `count` blocks from `block`; returns the position to wait for. A range where nothing is mapped is
+    /// not logged: it waits only for what has been placed before it.
+    pub async fn unmap(&self, block: Block, count: u32, zero: bool) -> Result<Position, LogError> {
+        if self.0.state.borrow().index.is_unmapped(block, u64::from(count)) {
+            let state = self.0.state.borrow();
+            state.check()?;
+            return Ok(state.head.position_to_await());
+        }
+        let keep = control_reserve(self.0.volume.geometry.segment_blocks);
+        self.place_control(Entry::range(block, count, zero), keep).await
+    }
+
+    /// Places an entry without data that may use the room kept for control entries, down to `keep` blocks.
+    pub(super) async fn place_control(&self, entry: Entry, keep: u32) -> Result<Position, LogError> {
+        self.control(0, 0, keep, |state| state.place_without_data(entry)).await
+    }
+
+    /// Marks a synch point; returns it with its position as its number. Not yet durable.
+    pub async fn mark(&self, label: String, info: String) -> Result<SynchMark, LogError> {
+        let bytes = SynchMark { point: 0, time_ns: 0, label: label.clone(), info: info.clone() }.encode().len();
+        let time_ns = self.0.platform.wall_ns();
+        let keep = control_reserve(self.0.volume.geometry.segment_blocks);
+        self.control(1, bytes, keep, move |state| {
+            if state.head.open_has_synch() {
+                return None;
+            }
+            let time_ns = time_ns.max(state.last_time_ns);
+            let point = state.head.position().0;
+            let mark = SynchMark { point, time_ns, label: label.clone(), info: info.clone() };
+            state.head.place_synch(mark.clone());
+            state.points.push(mark.clone());
+            state.counters.overhead_blocks += 1;
+            Some(mark)
+        })
+        .await
+    }
+
+    async fn control<T>(
+        &self,
+        data: u32,
+        synch_bytes: usize,
+        keep: u32,
+        mut place: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, LogError> {
+        let placed = self
+            .0
+            .space
+            .until(|| {
+                let mut state = self.0.state.borrow_mut();
+                if let Err(error) = state.check() {
+                    return Some(Err(error));
+                }
+                let promise = state.control_promise(&self.0.volume, keep);
+                if state.head.batch_room() == 0 {
+                    return None;
+                }
+                if state.head.room_for_control(data, synch_bytes, promise) {
+                    return place(&mut state).map(Ok);
+                }
+                state.roll_wanted = true;
+                drop(state);
+                self.0.roll.notify();
+                self.0.clean.notify();
+                None
+            })
+            .await?;
+        self.0.work.notify();
+        Ok(placed)
+    }
+
+    /// Waits until everything up to `position` has been written, in log order.
+    pub async fn acknowledged(&self, position: Position) -> Result<(), LogError> {
+        poll_fn(|context| {
+            let mut state = self.0.state.borrow_mut();
+            if state.completed >= position {
+                return Poll::Ready(Ok(()));
+            }
+            if let Err(error @ LogError::Stopped(_)) = state.check() {
+                return Poll::Ready(Err(error));
+            }
+            // The open batch has no acknowledgement yet: it gets one here and keeps it when it is closed.
+            let rank = (position.0 - state.completed.0 - 1) as usize;
+            while state.acks.len() <= rank {
+                let wakers = state.spare_wakers.pop().unwrap_or_default();
+                state.acks.push_back(Ack { ended: false, wakers });
+            }
+            let wakers = &mut state.acks[rank].wakers;
+            if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                wakers.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Closes and writes batches, one at a time; as many of these run as batches may be in flight.
+    pub(super) async fn append_batches(self) {
+        loop {
+            let waiting = |state: &State| state.head.has_open() || state.ended();
+            self.0.work.until(|| waiting(&self.0.state.borrow()).then_some(())).await;
+            // Whatever is ready now joins the batch.
+            self.0.platform.settle().await;
+            match self.next_batch() {
+                None => {}
+                Some(Next::End) => return,
+                Some(Next::Write(closed)) => {
+                    let result = self.0.device.write(closed.place.bytes(), closed.bytes).await;
+                    match result {
+                        Ok(()) => self.batch_ended(closed.position),
+                        Err(error) => {
+                            let at = closed.place.bytes();
+                            self.stop(&format!(
+                                "writing the log at {at:#x} (position {}) failed: {error}",
+                                closed.position
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_batch(&self) -> Option<Next> {
+        let mut state = self.0.state.borrow_mut();
+        if state.stopped.is_some() || (state.closing && !state.head.has_open()) {
+            return Some(Next::End);
+        }
+        if !state.head.has_open() {
+            return None;
+        }
+        let closed = state.close_batch(&self.0.volume, self.0.platform.wall_ns());
+        let roll = state.roll_wanted;
+        drop(state);
+        self.0.space.notify();
+        self.0.clean.notify();
+        if roll {
+            self.0.roll.notify();
+        }
+        Some(Next::Write(closed))
+    }
+
+    fn batch_ended(&self, position: Position) {
+        let mut state = self.0.state.borrow_mut();
+        let rank = (position.0 - state.completed.0 - 1) as usize;
+        state.acks[rank].ended = true;
+        let mut rolled = false;
+        while state.acks.front().is_some_and(|ack| ack.ended) {
+            let Some(mut ack) = state.acks.pop_front() else { break };
+            state.completed = state.completed.next();
+            rolled |= state.completed == state.head.header.first_position;
+            ack.wakers.drain(..).for_each(std::task::Waker::wake);
+            if state.spare_wakers.len() < 8 {
+                state.spare_wakers.push(ack.wakers);
+            }
+        }
+        drop(state);
+        self.0.work.notify();
+        if rolled {
+            // The roller flushes when the first batch of a segment is there: it frees the slot that left.
+            self.0.roll.notify();
+        }
+    }
+
+    /// Slows a user's write down so that its speed meets the store's before slots run out.
+    async fn throttle(&self, blocks: u32) {
+        let pause = self.0.state.borrow().pause(&self.0.volume, blocks);
+        if pause > Duration::ZERO {
+            let before = self.0.platform.elapsed();
+            self.0.platform.sleep(pause).await;
+            let slept = self.0.platform.elapsed().saturating_sub(before);
+            self.0.state.borrow_mut().counters.throttled += slept;
+        }
+    }
+}
+
+impl State {
+    fn place_writes(&mut self, block: Block, data: &[u8]) -> Position {
+        for (rank, bytes) in data.chunks_exact(BLOCK_BYTES).enumerate() {
+            let block = block.plus(rank as u64);
+            let (place, crc) = self.head.place_data(bytes, |crc| Entry::write(block, crc));
+            self.map(block, Mapping::At(place, crc));
+        }
+        self.counters.user_blocks += (data.len() / BLOCK_BYTES) as u64;
+        self.head.position()
+    }
+
+    /// Switches the index and the counts to the newest place of a block.
+    pub(super) fn map(&mut self, block: Block, to: Mapping) {
+        if let Some(place) = to.place() {
+            self.table.of_place(place).live += 1;
+            self.table.of_place(place).data += 1;
+        }
+        let old = self.index.set(block, to);
+        self.supersede(old.place());
+    }
+
+    fn place_without_data(&mut self, entry: Entry) -> Option<Position> {
+        use crate::format::EntryKind::{Trim, Zero};
+        self.head.place(entry);
+        if entry.kind().is_ok_and(|kind| matches!(kind, Trim | Zero)) {
+            let Self { index, table, .. } = self;
+            index.unmap(entry.block(), u64::from(entry.count()), |place| table.of_place(place).live -= 1);
+        }
+        Some(self.head.position())
+    }
+
+    /// Closes the open batch: from here on its position is in flight.
+    pub(super) fn close_batch(&mut self, volume: &Superblock, wall_ns: i64) -> super::Closed {
+        let time_ns = wall_ns.max(self.last_time_ns);
+        self.last_time_ns = time_ns;
+        let durable_through = self.durable;
+        self.recorded = durable_through;
+        if self.head.is_eventful() {
+            self.eventful = self.head.position();
+        }
+        let (archived_through, oldest_needed) = (self.archive.through, self.head.header.oldest_needed);
+        let closed = self.head.close(volume, |head| BatchHeader {
+            segment: head.header.segment,
+            offset: head.offset(),
+            position: head.position(),
+            epoch: volume.epoch,
+            wall_ns,
+            time_ns,
+            durable_through,
+            oldest_needed,
+            archived_through,
+            volume_blocks: volume.geometry.volume_blocks,
+            working_set: volume.geometry.working_set,
+            predecessor: head.chain(),
+        });
+        if self.archive_claims.back().is_none_or(|(_, claimed)| *claimed < archived_through) {
+            self.archive_claims.push_back((closed.position, archived_through));
+        }
+        self.counters.overhead_blocks += 1;
+        self.counters.batches += 1;
+        let rank = (closed.position.0 - self.completed.0 - 1) as usize;
+        if self.acks.len() <= rank {
+            let wakers = self.spare_wakers.pop().unwrap_or_default();
+            self.acks.push_back(Ack { ended: false, wakers });
+        }
+        closed
+    }
+
+    /// How long a write of `blocks` blocks is held back: nothing while half of the spare slots are free, then more and
+    /// more, up to the time in which the archiver frees as many blocks.
+    pub(super) fn pause(&self, volume: &Superblock, blocks: u32) -> Duration {
+        let geometry = &volume.geometry;
+        let spare = (geometry.slots - geometry.working_set - 1) as f64;
+        let free = self.table.free_slots() as f64;
+        let low = (spare / 2.0).min(16.0);
+        if free >= low || self.archive.segment_seconds == 0.0 || self.stopped.is_some() {
+            return Duration::ZERO;
+        }
+        let shortage = 1.0 - free / low;
+        let per_block = self.archive.segment_seconds / f64::from(geometry.segment_blocks);
+        let pause = per_block * f64::from(blocks) * shortage * shortage * 1.5;
+        Duration::try_from_secs_f64(pause).unwrap_or(THROTTLE_STEP).min(THROTTLE_STEP)
+    }
+}

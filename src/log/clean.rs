@@ -1,0 +1,400 @@
+//! Cleaning: the live blocks of the oldest segments are copied to the head, oldest first.
+//!
+//! Readers list a segment's live entries from its summary, read them in groups of 128 KiB and verify them; the placer
+//! puts a group into the open batch when the plan says that it is due, or when the segment cannot be sealed without it.
+//! **Rule 6:** at the instant of placing, a block is copied only if the index still points where it was read.
+
+use std::collections::VecDeque;
+
+use futures_util::future::join_all;
+
+use super::limits::{COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, control_reserve};
+use super::{Log, Promise, State, scan};
+use crate::format::{
+    BATCH_ENTRIES_MAX, BLOCK_BYTES, Block, Entry, EntryKind, Place, SegmentNumber, Slot, Summary, Superblock, block_crc,
+};
+use crate::index::Mapping;
+use crate::io::{Buffer, Device, Platform};
+
+/// A live block that is due to be copied.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    block: Block,
+    place: Place,
+    crc: u32,
+    /// Block of the group's buffer; `None` when the data could not be read.
+    at: Option<u32>,
+}
+
+/// Blocks that are read together and placed together.
+#[derive(Debug)]
+struct Group {
+    segment: SegmentNumber,
+    slot: Slot,
+    candidates: VecDeque<Candidate>,
+    data: Buffer,
+}
+
+/// Where the cleaner is.
+#[derive(Debug, Default)]
+pub(super) struct Cleaner {
+    /// The share of the current segment that goes to copies.
+    share: f64,
+    /// Blocks of the current segment that went to copies and their headers.
+    copied: f64,
+    /// The newest segment that may be cleaned.
+    limit: SegmentNumber,
+    /// The segment whose live entries are in `list`.
+    segment: SegmentNumber,
+    list: VecDeque<(Block, Place)>,
+    listing: bool,
+    reading: usize,
+    ready: VecDeque<Group>,
+    spare: Vec<Buffer>,
+}
+
+impl Cleaner {
+    /// A new segment begins, of which `share` goes to copies of segments up to `limit`.
+    pub(super) fn begin_segment(&mut self, share: f64, limit: SegmentNumber) {
+        (self.share, self.copied, self.limit) = (share, 0.0, limit);
+    }
+
+    /// Blocks that copies are behind their plan when the current segment has `used` blocks.
+    pub(super) fn debt(&self, used: u32) -> u32 {
+        if self.ready.is_empty() && self.reading == 0 && !self.listing && self.list.is_empty() {
+            return 0;
+        }
+        (self.share * f64::from(used) - self.copied).max(0.0) as u32
+    }
+
+    fn ready_blocks(&self) -> usize {
+        self.ready.iter().map(|group| group.candidates.len()).sum()
+    }
+
+    fn has_groups(&self) -> bool {
+        !self.ready.is_empty() || self.reading > 0
+    }
+}
+
+/// What a reader found to do.
+enum Next {
+    End,
+    List(SegmentNumber, Slot),
+    Read(Group),
+}
+
+impl<P: Platform> Log<P> {
+    /// Lists and reads groups of live blocks, one at a time; several of these run.
+    pub(super) async fn read_copies(self) {
+        loop {
+            match self.0.clean.until(|| self.next_group()).await {
+                Next::End => return,
+                Next::List(segment, slot) => self.list_live(segment, slot).await,
+                Next::Read(group) => {
+                    let group = self.read_group(group).await;
+                    let mut state = self.0.state.borrow_mut();
+                    state.table.get_mut(group.slot).readers -= 1;
+                    state.cleaner.reading -= 1;
+                    state.cleaner.ready.push_back(group);
+                }
+            }
+            self.0.clean.notify();
+            self.0.space.notify();
+        }
+    }
+
+    fn next_group(&self) -> Option<Next> {
+        let mut state = self.0.state.borrow_mut();
+        if state.ended() {
+            return Some(Next::End);
+        }
+        let cleaner = &state.cleaner;
+        if cleaner.listing || cleaner.ready.len() + cleaner.reading >= COPY_GROUPS_AHEAD {
+            return None;
+        }
+        if let Some(group) = state.take_group(&self.0.volume) {
+            return Some(Next::Read(group));
+        }
+        let (segment, slot) = state.next_to_list(&self.0.volume)?;
+        state.cleaner.listing = true;
+        state.cleaner.segment = segment;
+        state.table.get_mut(slot).readers += 1;
+        Some(Next::List(segment, slot))
+    }
+
+    async fn list_live(&self, segment: SegmentNumber, slot: Slot) {
+        let memory = self.0.state.borrow().table.get(slot).buffer.clone();
+        let summary = match memory {
+            Some(image) => scan::summary_in(image.bytes(), &self.0.volume).map_err(|error| error.to_string()),
+            None => {
+                scan::summary(&self.0.device, &self.0.volume, slot, segment).await.map_err(|error| error.to_string())
+            }
+        };
+        let mut state = self.0.state.borrow_mut();
+        state.table.get_mut(slot).readers -= 1;
+        state.cleaner.listing = false;
+        match summary {
+            // A new segment may have begun meanwhile, and with it a new plan.
+            Ok(_) if state.cleaner.segment != segment => {}
+            Ok(summary) => {
+                let first = self.0.volume.geometry.slot_place(slot);
+                state.cleaner.list = data_places(&summary, first).collect();
+            }
+            Err(error) => {
+                drop(state);
+                self.stop(&format!("segment {segment} must be cleaned, and its headers cannot be read: {error}"));
+            }
+        }
+    }
+
+    /// Reads the blocks of a group, near ones together, and verifies them.
+    async fn read_group(&self, mut group: Group) -> Group {
+        let memory = self.0.state.borrow().table.get(group.slot).buffer.clone();
+        let first = self.0.volume.geometry.slot_place(group.slot);
+        let runs = runs(&group.candidates);
+        self.0.state.borrow_mut().counters.cleaning_reads += runs.len() as u64;
+        let reads = runs.iter().map(|run| {
+            let (from, blocks) = (run.place, run.blocks as usize);
+            let into = group.data.part(run.at as usize * BLOCK_BYTES, blocks * BLOCK_BYTES);
+            let memory = memory.as_ref();
+            async move {
+                match memory {
+                    Some(image) => {
+                        let start = (from.0 - first.0) as usize * BLOCK_BYTES;
+                        into.copy_from(0, image.part(start, into.len()).bytes());
+                        Ok(())
+                    }
+                    None => self.0.device.read(from.bytes(), into).await,
+                }
+            }
+        });
+        let results = join_all(reads).await;
+        for candidate in &mut group.candidates {
+            let Some(rank) = runs.iter().position(|run| run.holds(candidate.place)) else { continue };
+            let at = runs[rank].at + (candidate.place.0 - runs[rank].place.0);
+            candidate.at = Some(at);
+            let block = group.data.part(at as usize * BLOCK_BYTES, BLOCK_BYTES);
+            if results[rank].is_err() || block_crc(block.bytes()) != candidate.crc {
+                let repaired = self.repair(candidate.block, candidate.place, candidate.crc, &block).await;
+                if !repaired {
+                    candidate.at = None;
+                }
+            }
+        }
+        group
+    }
+
+    /// Puts groups into the open batch when they are due.
+    pub(super) async fn place_copies(self) {
+        loop {
+            let ended = self
+                .0
+                .clean
+                .until(|| {
+                    let mut state = self.0.state.borrow_mut();
+                    if state.ended() { Some(true) } else { state.place_due(&self.0.volume).then_some(false) }
+                })
+                .await;
+            if ended {
+                return;
+            }
+            self.wake_everybody();
+        }
+    }
+}
+
+/// Blocks next to each other, or nearly, on the primary: one read.
+struct Run {
+    place: Place,
+    blocks: u32,
+    /// Where in the group's buffer.
+    at: u32,
+}
+
+impl Run {
+    fn holds(&self, place: Place) -> bool {
+        (self.place.0..self.place.0 + self.blocks).contains(&place.0)
+    }
+}
+
+fn runs(candidates: &VecDeque<Candidate>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for candidate in candidates {
+        match runs.last_mut() {
+            Some(run) if candidate.place.0 - (run.place.0 + run.blocks) <= COPY_GAP_BLOCKS => {
+                run.blocks = candidate.place.0 - run.place.0 + 1;
+            }
+            last => {
+                let at = last.map_or(0, |run| run.at + run.blocks);
+                runs.push(Run { place: candidate.place, blocks: 1, at });
+            }
+        }
+    }
+    runs
+}
+
+/// The blocks that the segment's entries put somewhere, with their places, in log order.
+pub(super) fn data_places(summary: &Summary, first: Place) -> impl Iterator<Item = (Block, Place)> {
+    summary.walk().flat_map(move |(_, batch, entries)| {
+        let mut place = first.plus(batch.offset().0);
+        entries.iter().filter_map(move |entry| {
+            let kind = entry.kind().ok()?;
+            if kind.has_data() {
+                place = place.plus(1);
+            }
+            matches!(kind, EntryKind::Write | EntryKind::Copy).then_some((entry.block(), place))
+        })
+    })
+}
+
+impl State {
+    fn next_to_list(&self, volume: &Superblock) -> Option<(SegmentNumber, Slot)> {
+        let cleaner = &self.cleaner;
+        let must = self.must_copy(volume) > 0;
+        let through = if must { self.leaving(volume)? } else { cleaner.limit };
+        if cleaner.share <= 0.0 && !must {
+            return None;
+        }
+        let live = |(segment, info): (SegmentNumber, &super::SlotInfo)| {
+            (info.live > 0 && segment <= through && info.life != super::Life::Current).then_some(segment)
+        };
+        // The first with live blocks; or again the one just listed, when its groups are placed and some were missed.
+        let next = self
+            .table
+            .segments()
+            .filter_map(live)
+            .find(|segment| *segment > cleaner.segment || (!cleaner.has_groups() && cleaner.list.is_empty()))?;
+        Some((next, self.table.slot_of(next)?))
+    }
+
+    /// The next group of the listed segment's live blocks.
+    fn take_group(&mut self, volume: &Superblock) -> Option<Group> {
+        let slot = self.table.slot_of(self.cleaner.segment)?;
+        let mut candidates: VecDeque<Candidate> = VecDeque::new();
+        let buffer_blocks = 2 * COPY_GROUP_BLOCKS as u32;
+        let mut span = 0;
+        while candidates.len() < COPY_GROUP_BLOCKS {
+            let Some(&(block, place)) = self.cleaner.list.front() else { break };
+            if let Mapping::At(found, crc) = self.index.get(block)
+                && found == place
+            {
+                let gap = candidates.back().map_or(0, |last: &Candidate| place.0 - last.place.0 - 1);
+                span += 1 + if gap <= COPY_GAP_BLOCKS { gap } else { 0 };
+                if span > buffer_blocks {
+                    break;
+                }
+                candidates.push_back(Candidate { block, place, crc, at: None });
+            }
+            self.cleaner.list.pop_front();
+        }
+        if candidates.is_empty() {
+            return None;
+        }
+        let data = match self.cleaner.spare.pop() {
+            Some(data) => data,
+            None => Buffer::new(buffer_blocks as usize * BLOCK_BYTES).ok()?,
+        };
+        debug_assert_eq!(volume.geometry.slot_of(candidates[0].place), slot);
+        self.table.get_mut(slot).readers += 1;
+        self.cleaner.reading += 1;
+        Some(Group { segment: self.cleaner.segment, slot, candidates, data })
+    }
+
+    /// Places what is due; whether anything was placed or thrown away.
+    fn place_due(&mut self, volume: &Superblock) -> bool {
+        let Some(group) = self.cleaner.ready.front() else { return false };
+        let must = self.must_copy(volume);
+        let leaving = self.leaving(volume);
+        let hard = leaving.is_some_and(|leaving| group.segment <= leaving);
+        let due = self.cleaner.debt(self.head.used()) >= COPY_GROUP_BLOCKS as u32 || (self.roll_wanted && must > 0);
+        if !due {
+            return false;
+        }
+        let reserve = control_reserve(volume.geometry.segment_blocks);
+        if hard && !self.head.fits_copies_loosely(must) {
+            return self.place_densely(leaving, reserve);
+        }
+        let want = group.candidates.len() as u32;
+        if hard {
+            let room = self.head.room(want, Promise { copies: 0, control: reserve });
+            self.place_front(room);
+            return room > 0;
+        }
+        if self.head.room(want, self.promise(volume)) == want {
+            self.place_front(want);
+            return true;
+        }
+        // No room for copying ahead in this segment; what must be copied comes first.
+        self.cleaner.share = 0.0;
+        self.give_way(leaving);
+        true
+    }
+
+    /// A segment that is nearly all live fits into another only in full batches: no header is spent on less.
+    fn place_densely(&mut self, leaving: Option<SegmentNumber>, reserve: u32) -> bool {
+        let cleaner = &self.cleaner;
+        let more = !cleaner.list.is_empty() || cleaner.listing;
+        let enough = cleaner.ready_blocks() >= BATCH_ENTRIES_MAX || cleaner.ready.len() >= COPY_GROUPS_AHEAD || !more;
+        if self.head.has_open() || cleaner.reading > 0 || !enough {
+            return false;
+        }
+        let mut placed = false;
+        while let Some(group) = self.cleaner.ready.front()
+            && Some(group.segment) <= leaving
+        {
+            let room = self.head.room(group.candidates.len() as u32, Promise { copies: 0, control: reserve });
+            if room == 0 {
+                break;
+            }
+            self.place_front(room);
+            placed = true;
+        }
+        placed
+    }
+
+    /// Throws away the groups that were read ahead, so that those that are due can be read.
+    fn give_way(&mut self, leaving: Option<SegmentNumber>) {
+        let (due, ahead) =
+            std::mem::take(&mut self.cleaner.ready).into_iter().partition(|group| Some(group.segment) <= leaving);
+        self.cleaner.ready = due;
+        let ahead: VecDeque<Group> = ahead;
+        self.cleaner.spare.extend(ahead.into_iter().map(|group| group.data));
+        self.cleaner.segment = SegmentNumber(0);
+        self.cleaner.list.clear();
+    }
+
+    /// Places up to `count` blocks of the first group, those that are still where they were read.
+    fn place_front(&mut self, count: u32) {
+        let Some(mut group) = self.cleaner.ready.pop_front() else { return };
+        let opened = !self.head.has_open();
+        let mut placed = 0;
+        while placed < count
+            && let Some(candidate) = group.candidates.pop_front()
+        {
+            if self.index.get(candidate.block).place() != Some(candidate.place) {
+                continue;
+            }
+            placed += 1;
+            match candidate.at {
+                Some(at) => {
+                    let data = group.data.part(at as usize * BLOCK_BYTES, BLOCK_BYTES);
+                    let block = candidate.block;
+                    let (place, crc) = self.head.place_data(data.bytes(), |crc| Entry::copy(block, crc));
+                    self.map(block, Mapping::At(place, crc));
+                    self.counters.copied_blocks += 1;
+                }
+                None => {
+                    self.head.place(Entry::lost(candidate.block));
+                    self.map(candidate.block, Mapping::Lost);
+                    self.counters.lost_blocks += 1;
+                }
+            }
+        }
+        self.cleaner.copied += f64::from(placed) + f64::from(u8::from(opened && placed > 0));
+        if group.candidates.is_empty() {
+            self.cleaner.spare.push(group.data);
+        } else {
+            self.cleaner.ready.push_front(group);
+        }
+    }
+}

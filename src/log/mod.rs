@@ -1,0 +1,349 @@
+//! The log and its life: append, seal, clean, archive, recycle, and back again after a crash.
+//!
+//! One thread owns all of this, so state is reached by short borrows that no wait crosses. The story of an entry:
+//!
+//! 1. [`Log::reserve`] waits for room that nobody else was promised, then places the entry in the open batch of the
+//!    [`head`]: a place, a copy of the data, the index. Placement order is log order is index order.
+//! 2. [`append`] closes the open batch as soon as fewer than the allowed number are in flight, and writes it. Batches may
+//!    end in any order; they are acknowledged in log order.
+//! 3. [`flush`] makes durable what has ended; waiters share one flush.
+//! 4. [`roll`] seals a full segment and starts the next, once the segment that leaves the working set is clean.
+//! 5. [`clean`] copies forward, oldest first, by the [`plan`]'s pace.
+//! 6. [`drain`] archives what is sealed and durable, and frees the slots that nobody needs any more.
+//! 7. [`scan`] and [`replay`] read it all back.
+//!
+//! **The index is switched at placement**, not at acknowledgement: what is placed is in memory, reads of it come from
+//! there, and rule 6 (a copy never passes a newer entry) becomes one comparison. An unacknowledged write may thus be
+//! read, as on any disk with a cache.
+
+mod append;
+mod clean;
+mod drain;
+mod flush;
+mod head;
+pub mod limits;
+mod plan;
+mod repair;
+pub mod replay;
+mod roll;
+pub mod scan;
+mod table;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::archive::Store;
+use crate::format::{Checksum, Entry, Position, SegmentNumber, Superblock, SynchMark};
+use crate::index::Index;
+use crate::io::{Buffer, Platform, Signal};
+use clean::Cleaner;
+pub use head::Closed;
+use head::{Head, Promise};
+use limits::{KEPT_AT_CLOSE, control_reserve};
+pub use table::{Life, SlotInfo, Table};
+
+/// Why the log does not take an entry.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LogError {
+    /// A write or flush failed; nothing more is written, so that what is there stays what it is.
+    #[error("the log has stopped: {0}")]
+    Stopped(Arc<str>),
+    /// The volume is being closed, or detached by force.
+    #[error("the volume is being detached")]
+    Closing,
+}
+
+/// What the log counts. Blocks of 4096 bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Counters {
+    pub user_blocks: u64,
+    pub copied_blocks: u64,
+    /// Segment headers, batch headers, synch marks and summaries.
+    pub overhead_blocks: u64,
+    pub lost_blocks: u64,
+    pub batches: u64,
+    pub archived_bytes: u64,
+    pub archived_image_bytes: u64,
+    pub throttled: Duration,
+    pub cleaning_reads: u64,
+}
+
+/// A batch that has been closed and is not acknowledged yet.
+#[derive(Debug, Default)]
+struct Ack {
+    ended: bool,
+    wakers: Vec<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct Flushes {
+    started: u64,
+    ended: u64,
+    running: bool,
+}
+
+/// How the archiver is doing.
+#[derive(Debug, Default)]
+pub struct ArchiveState {
+    /// What keeps it from archiving, and since when.
+    pub error: Option<(String, Duration)>,
+    /// Running average of the seconds that archiving a segment takes.
+    pub segment_seconds: f64,
+    /// Every segment up to here is archived.
+    pub through: SegmentNumber,
+    /// Every segment up to here is archived and a durable header says so.
+    pub recorded: SegmentNumber,
+}
+
+struct State {
+    index: Index,
+    table: Table,
+    head: Head,
+    cleaner: Cleaner,
+    /// Acknowledged through here, in log order.
+    completed: Position,
+    /// The batches after `completed` that have been closed.
+    acks: VecDeque<Ack>,
+    spare_wakers: Vec<Vec<Waker>>,
+    durable: Position,
+    /// The largest durability that a written header claims.
+    recorded: Position,
+    /// The last batch with anything in it but noops.
+    eventful: Position,
+    flushes: Flushes,
+    last_time_ns: i64,
+    /// Somebody waits for more room than the segment has.
+    roll_wanted: bool,
+    stopped: Option<Arc<str>>,
+    closing: bool,
+    fail_waiting: bool,
+    archive: ArchiveState,
+    /// Archived-through positions of headers that are not durable yet.
+    archive_claims: VecDeque<(Position, SegmentNumber)>,
+    counters: Counters,
+    points: Vec<SynchMark>,
+    spare_buffers: Vec<Buffer>,
+    planning: bool,
+}
+
+/// A log, open for appending.
+pub struct Log<P: Platform>(Rc<Core<P>>);
+
+struct Core<P: Platform> {
+    platform: P,
+    device: P::Device,
+    volume: Superblock,
+    store: Option<Arc<dyn Store>>,
+    state: RefCell<State>,
+    /// The open batch has got entries, or a batch has ended.
+    work: Signal,
+    /// Room has appeared, or the reason to wait has gone.
+    space: Signal,
+    /// Something that the roller waits for has happened.
+    roll: Signal,
+    /// A flush has ended.
+    flushed: Signal,
+    /// The cleaner may go on.
+    clean: Signal,
+    /// The archiver may go on.
+    drain: Signal,
+}
+
+impl<P: Platform> Clone for Log<P> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<P: Platform> Log<P> {
+    /// The superblock that the log runs under.
+    pub fn volume(&self) -> &Superblock {
+        &self.0.volume
+    }
+
+    /// The platform, for reads of the log's places.
+    pub fn platform(&self) -> &P {
+        &self.0.platform
+    }
+
+    /// The primary.
+    pub fn device(&self) -> &P::Device {
+        &self.0.device
+    }
+
+    /// Looks at the index and the table.
+    pub fn look<T>(&self, look: impl FnOnce(&Index, &mut Table) -> T) -> T {
+        let mut state = self.0.state.borrow_mut();
+        let State { index, table, .. } = &mut *state;
+        look(index, table)
+    }
+
+    /// Starts the tasks that write, roll, clean, archive and keep house. They end when the log stops or has been closed.
+    fn start(&self) {
+        let platform = &self.0.platform;
+        for _ in 0..limits::BATCHES_IN_FLIGHT {
+            platform.spawn(self.clone().append_batches());
+        }
+        platform.spawn(self.clone().roll_segments());
+        platform.spawn(self.clone().place_copies());
+        for _ in 0..limits::COPY_GROUPS_AHEAD / 2 {
+            platform.spawn(self.clone().read_copies());
+        }
+        for _ in 0..limits::ARCHIVERS {
+            platform.spawn(self.clone().archive_segments());
+        }
+        platform.spawn(self.clone().record_when_idle());
+    }
+
+    /// Stops the log for good: the first failure is kept, everything that waits is told.
+    fn stop(&self, cause: &str) {
+        let mut state = self.0.state.borrow_mut();
+        if state.stopped.is_none() {
+            log::error!("{}: {cause}; the volume takes no more writes and goes on reading", self.0.volume.name);
+            state.stopped = Some(Arc::from(cause));
+        }
+        let wakers: Vec<Waker> = state.acks.iter_mut().flat_map(|ack| ack.wakers.drain(..)).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        self.wake_everybody();
+    }
+
+    fn wake_everybody(&self) {
+        for signal in [&self.0.work, &self.0.space, &self.0.roll, &self.0.flushed, &self.0.clean, &self.0.drain] {
+            signal.notify();
+        }
+    }
+
+    /// What has stopped the log.
+    pub fn stopped(&self) -> Option<Arc<str>> {
+        self.0.state.borrow().stopped.clone()
+    }
+
+    /// Fails the writes that wait for space, now and from now on.
+    pub fn fail_waiting(&self) {
+        self.0.state.borrow_mut().fail_waiting = true;
+        self.0.space.notify();
+    }
+
+    /// Log positions: acknowledged through, durable through.
+    pub fn positions(&self) -> (Position, Position) {
+        let state = self.0.state.borrow();
+        (state.completed, state.durable)
+    }
+
+    /// The current segment's number.
+    pub fn current_segment(&self) -> SegmentNumber {
+        self.0.state.borrow().head.header.segment
+    }
+
+    /// The epoch of this opening.
+    pub fn epoch(&self) -> u64 {
+        self.0.volume.epoch
+    }
+
+    /// The last header's checksum and its position, for the record of a clean close.
+    pub fn tail(&self) -> (Position, Checksum) {
+        let state = self.0.state.borrow();
+        (state.head.last_position(), state.head.chain())
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.0.state.borrow().counters
+    }
+
+    /// Synch points in the segments on the primary, and those marked since the log was opened.
+    pub fn points(&self) -> Vec<SynchMark> {
+        self.0.state.borrow().points.clone()
+    }
+
+    /// Looks at the archiver's state.
+    pub fn archive_state<T>(&self, look: impl FnOnce(&ArchiveState) -> T) -> T {
+        look(&self.0.state.borrow().archive)
+    }
+
+    /// Segments cleaned ahead of need. Off only to measure what it costs.
+    pub fn set_planning(&self, on: bool) {
+        self.0.state.borrow_mut().planning = on;
+    }
+
+    /// Ends the log: waits for what is under way, appends a close entry and flushes it.
+    ///
+    /// # Errors
+    /// When the log has stopped: then it will be recovered, not continued, at the next open.
+    pub async fn close(&self) -> Result<(), LogError> {
+        self.0.state.borrow_mut().fail_waiting = true;
+        self.0.space.notify();
+        let ended = self.append_close().await;
+        self.0.state.borrow_mut().closing = true;
+        self.wake_everybody();
+        ended
+    }
+
+    /// Without a free slot there may be no room left for a close entry: the superblock's record says the same, and the
+    /// last blocks belong to the next opening.
+    async fn append_close(&self) -> Result<(), LogError> {
+        let position = if self.0.state.borrow().is_out_of_room(&self.0.volume) {
+            self.0.state.borrow().head.position_to_await()
+        } else {
+            self.place_control(Entry::close(), KEPT_AT_CLOSE).await?
+        };
+        self.acknowledged(position).await?;
+        self.flush_everything().await
+    }
+}
+
+impl State {
+    fn check(&self) -> Result<(), LogError> {
+        match &self.stopped {
+            Some(cause) => Err(LogError::Stopped(Arc::clone(cause))),
+            None if self.closing => Err(LogError::Closing),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the tasks of the log should end.
+    fn ended(&self) -> bool {
+        self.stopped.is_some() || self.closing
+    }
+
+    /// The segment that leaves the working set with this one.
+    fn leaving(&self, volume: &Superblock) -> Option<SegmentNumber> {
+        let segment = self.head.header.segment.0;
+        segment.checked_sub(u64::from(volume.geometry.working_set)).filter(|number| *number > 0).map(SegmentNumber)
+    }
+
+    /// Live entries that must still be copied into the current segment.
+    fn must_copy(&self, volume: &Superblock) -> u32 {
+        self.leaving(volume).map_or(0, |segment| self.table.live_through(segment))
+    }
+
+    /// Room of the current segment that a user's write must leave.
+    fn promise(&self, volume: &Superblock) -> Promise {
+        let reserve = control_reserve(volume.geometry.segment_blocks);
+        // With no slot to go on to, synch events must find room for as long as the store is away.
+        let last = if self.table.free_slots() == 0 { volume.geometry.segment_blocks / 8 } else { 0 };
+        Promise { copies: self.must_copy(volume), control: (reserve + 2).max(last) }
+    }
+
+    /// Room of the current segment that a control entry must leave: `keep` blocks for those that matter more.
+    fn control_promise(&self, volume: &Superblock, keep: u32) -> Promise {
+        Promise { copies: self.must_copy(volume), control: keep }
+    }
+
+    fn is_out_of_room(&self, volume: &Superblock) -> bool {
+        self.table.free_slots() == 0 && !self.head.room_for_control(0, 0, self.control_promise(volume, KEPT_AT_CLOSE))
+    }
+
+    /// Makes `place` the newest version of a block whose old one was at `old`.
+    fn supersede(&mut self, old: Option<crate::format::Place>) {
+        if let Some(place) = old {
+            let info = self.table.of_place(place);
+            assert!(info.live > 0, "what the index points at is counted");
+            info.live -= 1;
+        }
+    }
+}

@@ -1,0 +1,564 @@
+//! Opening a log: find its tail, tell a torn one from rot, rebuild the index, begin a new epoch.
+//!
+//! 1. Of all segments whose header is on the primary, the newest that begins at or before the largest durable position
+//!    that any header claims is the *anchor*: everything before it is durable and is taken from summaries.
+//! 2. From the anchor on, batches are walked by the validity rule, their data verified beyond what is durable, through
+//!    the segments that continue the chain, up to the first batch that does not.
+//! 3. If anything valid claims that this batch was durable, it is rot, and opening is refused; otherwise it is a torn
+//!    tail, which is normal. What lies behind it is made unreadable, so that it can never be taken for a continuation.
+//! 4. The entries of the segments that the tail needs are applied in log order.
+//! 5. A batch with an open entry of a new epoch is written behind the last valid one, and flushed, before anything is
+//!    served. Directly behind another open entry it takes its place, so that a crash loop eats no log.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::scan::{self, Found, ScanError};
+use super::{ArchiveState, Core, Counters, Flushes, Head, Life, Log, LogError, State, Table};
+use crate::archive::Store;
+use crate::format::{
+    BLOCK_BYTES, BatchHeader, Checksum, Entry, EntryKind, Offset, Place, Position, SegmentHeader, SegmentNumber, Slot,
+    Summary, Superblock, Walk, walk_segment,
+};
+use crate::index::{Index, Mapping};
+use crate::io::{Buffer, Device, Platform, Signal};
+
+/// Why a log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    #[error(
+        "the volume has been used, but no segment of its log is on the primary: it was overwritten or is not the one"
+    )]
+    NoLog,
+    #[error(
+        "damage in the log: position {position} (segment {segment}, at {offset:#x}) was durable up to {durable} once and cannot \
+         be read now; restore from the archive, or go on without what follows with --accept-loss {last}"
+    )]
+    Rot { position: Position, segment: SegmentNumber, offset: u64, durable: Position, last: Position },
+    #[error("--accept-loss {given}: the last readable position is {last}; nothing was changed")]
+    OtherLoss { given: Position, last: Position },
+    #[error("segment {segment} is needed and is missing or damaged on the primary; restore from the archive")]
+    Segment { segment: SegmentNumber },
+    #[error("segment {segment}: a copy of block {block} differs from what it copies; restore from the archive")]
+    Order { segment: SegmentNumber, block: u64 },
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error("reading the primary: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// The end of a log as it was found.
+pub struct Tail {
+    /// Every segment header found, oldest first.
+    pub found: Vec<Found>,
+    /// The last segment, and what is in it.
+    pub last: Found,
+    pub walk: Walk,
+    /// Whether the last segment has its summary: then the log goes on in another.
+    pub sealed: bool,
+    pub durable: Position,
+    /// The bytes of the last segment.
+    image: Buffer,
+    /// Segments before the last whose summary never reached the device.
+    unsealed: Vec<(Slot, Summary)>,
+}
+
+impl Tail {
+    /// The oldest segment that the tail needs.
+    pub fn oldest_needed(&self) -> SegmentNumber {
+        SegmentNumber(self.walk.summary.oldest_needed.0.max(1))
+    }
+
+    /// The position of the last valid batch.
+    pub fn position(&self) -> Position {
+        self.walk.next_position().previous()
+    }
+
+    /// Every segment up to here is archived, as far as the headers say.
+    fn archived_through(&self) -> SegmentNumber {
+        let last = self.walk.last.map_or(SegmentNumber(0), |header| header.archived_through);
+        last.max(self.last.header.archived_through)
+    }
+
+    /// The segments that the tail needs, oldest first, without the last.
+    pub fn needed(&self) -> Result<Vec<Found>, ReplayError> {
+        let last = self.last.header.segment;
+        let numbers = (self.oldest_needed().0..last.0).map(SegmentNumber);
+        numbers
+            .map(|segment| {
+                let same = |found: &&Found| found.header.segment == segment;
+                self.found.iter().rev().find(same).copied().ok_or(ReplayError::Segment { segment })
+            })
+            .collect()
+    }
+}
+
+/// Finds the end of the log on `device`; `None` when nothing was ever logged.
+pub async fn find_tail<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    accept_loss: Option<Position>,
+) -> Result<Option<Tail>, ReplayError> {
+    let found = scan::headers(device, volume).await?;
+    if found.is_empty() {
+        return if volume.epoch == 0 { Ok(None) } else { Err(ReplayError::NoLog) };
+    }
+    let closed = volume.clean_close.map_or(Position(0), |close| close.position);
+    let claimed = found.iter().map(|found| found.header.durable_through).max().unwrap_or_default().max(closed);
+    let anchor = found.iter().rev().find(|found| found.header.first_position <= claimed);
+    let anchor = *anchor.or(found.first()).ok_or(ReplayError::NoLog)?;
+    if anchor.header.first_position > claimed && anchor.header.first_position != Position(1) {
+        return Err(ReplayError::Segment { segment: anchor.header.segment.minus(1) });
+    }
+    let mut tail = walk_from(device, volume, found, anchor, claimed).await?;
+    let broken = tail.walk.next_position();
+    let later = later_claims(device, volume, &tail).await?;
+    tail.durable = tail.durable.max(later);
+    if let Some(given) = accept_loss
+        && given != broken.previous()
+        && tail.durable >= broken
+    {
+        return Err(ReplayError::OtherLoss { given, last: broken.previous() });
+    }
+    if tail.durable >= broken && accept_loss.is_none() {
+        let place = volume.geometry.slot_place(tail.last.slot).plus(tail.walk.end.0);
+        return Err(ReplayError::Rot {
+            position: broken,
+            segment: tail.last.header.segment,
+            offset: place.bytes(),
+            durable: tail.durable,
+            last: broken.previous(),
+        });
+    }
+    tail.durable = tail.durable.min(broken.previous());
+    Ok(Some(tail))
+}
+
+/// Walks from `anchor` to the first batch that does not continue the chain.
+async fn walk_from<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    found: Vec<Found>,
+    anchor: Found,
+    claimed: Position,
+) -> Result<Tail, ReplayError> {
+    let (mut last, mut durable, mut unsealed) = (anchor, claimed, Vec::new());
+    let mut image = scan::image(device, volume, anchor.slot).await?;
+    let mut walk = walk_segment(image.bytes(), volume, &anchor.header, durable.next());
+    let mut sealed = settle(&mut walk, image.bytes(), volume, &found, durable);
+    loop {
+        durable = durable.max(walk.durable_through);
+        let next = found.iter().rev().find(|next| continues(&walk, last.header.segment, &next.header)).copied();
+        let Some(next) = next else { break };
+        let next_image = scan::image(device, volume, next.slot).await?;
+        let mut next_walk = walk_segment(next_image.bytes(), volume, &next.header, durable.next());
+        let next_sealed = settle(&mut next_walk, next_image.bytes(), volume, &found, durable);
+        if next_walk.summary.batches.is_empty() {
+            // Only its header arrived: as if it had not been begun.
+            break;
+        }
+        if !sealed {
+            unsealed.push((last.slot, walk.summary.clone()));
+        }
+        (last, walk, image, sealed) = (next, next_walk, next_image, next_sealed);
+    }
+    Ok(Tail { found, last, walk, sealed, durable, image, unsealed })
+}
+
+/// Whether the segment is sealed behind what was walked. When all of it is durable its summary stands in for a header
+/// that has rotted: the data may be whole. But a summary may also be that of a rejected tail, so something must continue
+/// it: the next segment, or the record of a clean close.
+fn settle(walk: &mut Walk, image: &[u8], volume: &Superblock, found: &[Found], durable: Position) -> bool {
+    let Ok(summary) = scan::summary_in(image, volume) else { return false };
+    if summary.segment != walk.summary.segment || !stored(image, volume) {
+        return false;
+    }
+    let last = summary.last_position();
+    if summary.last_checksum == walk.summary.last_checksum && last == walk.next_position().previous() {
+        return true;
+    }
+    let closed =
+        volume.clean_close.is_some_and(|close| (close.position, close.checksum) == (last, summary.last_checksum));
+    let next = |next: &Found| {
+        let header = &next.header;
+        (header.segment, header.first_position) == (summary.segment.plus(1), last.next())
+            && header.predecessor == summary.last_checksum
+    };
+    if last > durable || summary.first_position != walk.summary.first_position || !(closed || found.iter().any(next)) {
+        return false;
+    }
+    log::warn!("segment {}: a batch header is damaged; its summary is whole", summary.segment);
+    walk.end = Offset(volume.geometry.segment_blocks - summary.blocks());
+    walk.summary = summary;
+    walk.ends_with_open = false;
+    true
+}
+
+fn stored(image: &[u8], volume: &Superblock) -> bool {
+    crate::format::SummaryTrailer::peek(&image[image.len() - BLOCK_BYTES..], volume).is_ok_and(|trailer| {
+        let from = image.len().saturating_sub(trailer.blocks as usize * BLOCK_BYTES);
+        Summary::parse(&image[from..], volume).is_ok()
+    })
+}
+
+fn continues(walk: &Walk, segment: SegmentNumber, next: &SegmentHeader) -> bool {
+    next.segment == segment.plus(1)
+        && next.first_position == walk.next_position()
+        && next.predecessor == walk.chain()
+        && next.epoch >= walk.summary.epoch
+}
+
+/// The largest durability that a valid header behind the break claims, if it belongs to this epoch or a later one.
+async fn later_claims<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -> Result<Position, ReplayError> {
+    let epoch = tail.walk.summary.epoch;
+    let mut claim = Position(0);
+    let mut search = |image: &[u8], segment: SegmentNumber, from: u32| {
+        for block in image[from as usize * BLOCK_BYTES..].chunks_exact(BLOCK_BYTES) {
+            if BatchHeader::looks_like(block)
+                && let Ok(batch) = BatchHeader::parse(block, volume)
+                && batch.header.segment == segment
+                && batch.header.epoch >= epoch
+            {
+                claim = claim.max(batch.header.durable_through);
+            }
+        }
+    };
+    let last = tail.last.header.segment;
+    if !tail.sealed {
+        search(tail.image.bytes(), last, tail.walk.end.0);
+    }
+    for later in tail.found.iter().filter(|found| found.header.segment > last && found.header.epoch >= epoch) {
+        search(scan::image(device, volume, later.slot).await?.bytes(), later.header.segment, 1);
+    }
+    Ok(claim)
+}
+
+/// What replay rebuilds.
+struct Rebuilt {
+    index: Index,
+    table: Table,
+    points: Vec<crate::format::SynchMark>,
+    last_time_ns: i64,
+}
+
+impl Rebuilt {
+    /// Applies the entries of a segment, in log order.
+    fn apply(&mut self, summary: &Summary, first: Place) -> Result<(), ReplayError> {
+        for (_, batch, entries) in summary.walk() {
+            self.last_time_ns = self.last_time_ns.max(batch.time_ns());
+            let mut place = first.plus(batch.offset().0);
+            for entry in entries {
+                let Ok(kind) = entry.kind() else { continue };
+                if kind.has_data() {
+                    place = place.plus(1);
+                }
+                self.apply_entry(summary.segment, entry, kind, place)?;
+            }
+        }
+        self.points.extend(summary.synchs.iter().cloned());
+        Ok(())
+    }
+
+    fn apply_entry(
+        &mut self,
+        segment: SegmentNumber,
+        entry: &Entry,
+        kind: EntryKind,
+        place: Place,
+    ) -> Result<(), ReplayError> {
+        let block = entry.block();
+        let to = match kind {
+            EntryKind::Write => Mapping::At(place, entry.crc()),
+            EntryKind::Copy => {
+                if let Mapping::At(_, crc) = self.index.get(block)
+                    && crc != entry.crc()
+                {
+                    return Err(ReplayError::Order { segment, block: block.0 });
+                }
+                Mapping::At(place, entry.crc())
+            }
+            EntryKind::Lost => Mapping::Lost,
+            EntryKind::Trim | EntryKind::Zero => {
+                let Self { index, table, .. } = self;
+                index.unmap(block, u64::from(entry.count()), |place| table.of_place(place).live -= 1);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        if let Some(place) = to.place() {
+            let info = self.table.of_place(place);
+            (info.live, info.data) = (info.live + 1, info.data + 1);
+        }
+        if let Some(old) = self.index.set(block, to).place() {
+            self.table.of_place(old).live -= 1;
+        }
+        Ok(())
+    }
+}
+
+impl<P: Platform> Log<P> {
+    /// Opens the log of `volume` on `device`. With `read_only` nothing is written, and nothing can be appended.
+    ///
+    /// # Errors
+    /// See [`ReplayError`]; nothing has been changed then, unless the device failed.
+    pub async fn open(
+        platform: P,
+        device: P::Device,
+        mut volume: Superblock,
+        store: Option<Arc<dyn Store>>,
+        accept_loss: Option<Position>,
+        read_only: bool,
+    ) -> Result<Self, ReplayError> {
+        let tail = find_tail(&device, &volume, accept_loss).await?;
+        let seen = tail.iter().flat_map(|tail| &tail.found).map(|found| found.header.epoch).max().unwrap_or(0);
+        let walked = tail.as_ref().map_or(0, |tail| tail.walk.summary.epoch);
+        volume.epoch = volume.epoch.max(seen).max(walked) + 1;
+        let state = match tail {
+            None => fresh(&volume, platform.wall_ns())?,
+            Some(tail) => {
+                if !read_only {
+                    bury(&device, &volume, &tail).await?;
+                }
+                let archived = if store.is_some() { tail.archived_through() } else { SegmentNumber(u64::MAX) };
+                rebuild(&device, &volume, tail, archived, platform.wall_ns()).await?
+            }
+        };
+        let log = Self(Rc::new(Core {
+            platform,
+            device,
+            volume,
+            store,
+            state: RefCell::new(state),
+            work: Signal::default(),
+            space: Signal::default(),
+            roll: Signal::default(),
+            flushed: Signal::default(),
+            clean: Signal::default(),
+            drain: Signal::default(),
+        }));
+        if read_only {
+            return Ok(log);
+        }
+        log.0.state.borrow_mut().plan_cleaning(&log.0.volume);
+        log.start();
+        let opened = log.place_control(Entry::open(log.0.volume.epoch), 0).await?;
+        log.acknowledged(opened).await?;
+        log.flush_everything().await?;
+        Ok(log)
+    }
+}
+
+/// The state of a log before its first entry.
+fn fresh(volume: &Superblock, wall_ns: i64) -> Result<State, ReplayError> {
+    let mut table = Table::new(volume.geometry);
+    let index = Index::new(volume.geometry.volume_blocks)?;
+    let head = begin(volume, &mut table, SegmentNumber(1), Position(1), Checksum::default(), Position(0), wall_ns)?;
+    Ok(state(index, table, head, Position(0), SegmentNumber(0), Vec::new(), wall_ns))
+}
+
+fn begin(
+    volume: &Superblock,
+    table: &mut Table,
+    segment: SegmentNumber,
+    first_position: Position,
+    predecessor: Checksum,
+    durable_through: Position,
+    time_ns: i64,
+) -> Result<Head, ReplayError> {
+    let header = SegmentHeader {
+        segment,
+        slot: table.start(segment, first_position),
+        epoch: volume.epoch,
+        first_position,
+        predecessor,
+        oldest_needed: segment.minus(u64::from(volume.geometry.working_set)),
+        durable_through,
+        archived_through: SegmentNumber(0),
+        volume_blocks: volume.geometry.volume_blocks,
+        working_set: volume.geometry.working_set,
+        time_ns,
+    };
+    Ok(Head::new(volume, header, Buffer::new(volume.geometry.segment_bytes())?, None))
+}
+
+fn state(
+    index: Index,
+    mut table: Table,
+    head: Head,
+    durable: Position,
+    archived: SegmentNumber,
+    points: Vec<crate::format::SynchMark>,
+    last_time_ns: i64,
+) -> State {
+    let completed = head.last_position();
+    table.get_mut(head.slot).buffer = Some(head.buffer().clone());
+    // An open entry that is about to be replaced is durable, and gone.
+    let durable = durable.min(completed);
+    State {
+        index,
+        table,
+        head,
+        cleaner: super::Cleaner::default(),
+        completed,
+        acks: VecDeque::new(),
+        spare_wakers: Vec::new(),
+        durable,
+        recorded: durable,
+        eventful: durable,
+        flushes: Flushes::default(),
+        last_time_ns,
+        roll_wanted: false,
+        stopped: None,
+        closing: false,
+        fail_waiting: false,
+        archive: ArchiveState { through: archived, ..ArchiveState::default() },
+        archive_claims: VecDeque::new(),
+        counters: Counters::default(),
+        points,
+        spare_buffers: Vec::new(),
+        planning: true,
+    }
+}
+
+/// Makes what was rejected unreadable for good, and writes the summaries that a crash kept from the device.
+async fn bury<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -> Result<(), ReplayError> {
+    // What was read may still be on its way to the medium, and slots that it does not need are about to be used.
+    device.flush().await?;
+    let zeros = Buffer::new(BLOCK_BYTES)?;
+    let last = tail.last.header.segment;
+    for found in &tail.found {
+        let rejected = found.header.segment > last || (found.header.segment == last && found.slot != tail.last.slot);
+        if rejected {
+            device.write(volume.geometry.slot_place(found.slot).bytes(), zeros.clone()).await?;
+        }
+    }
+    if !tail.sealed {
+        // The segment may have been sealed in a tail that was rejected; it will be sealed again, with another summary.
+        let trailer = volume.geometry.slot_place(tail.last.slot).plus(volume.geometry.segment_blocks - 1);
+        if tail.walk.end.0 < volume.geometry.segment_blocks {
+            device.write(trailer.bytes(), zeros.clone()).await?;
+        }
+    }
+    for (slot, summary) in &tail.unsealed {
+        let bytes = Buffer::new(summary.blocks() as usize * BLOCK_BYTES)?;
+        bytes.write(|out| summary.encode(volume, out));
+        let first = volume.geometry.segment_blocks - summary.blocks();
+        device.write(volume.geometry.slot_place(*slot).plus(first).bytes(), bytes).await?;
+    }
+    Ok(())
+}
+
+/// Rebuilds index, counts and head from the segments that the tail needs.
+///
+/// Segments up to `archived` are in the archive, or there is no archive to wait for.
+async fn rebuild<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    tail: Tail,
+    archived: SegmentNumber,
+    wall_ns: i64,
+) -> Result<State, ReplayError> {
+    let mut rebuilt = Rebuilt {
+        index: Index::new(volume.geometry.volume_blocks)?,
+        table: Table::new(volume.geometry),
+        points: Vec::new(),
+        last_time_ns: wall_ns,
+    };
+    adopt_old(&mut rebuilt.table, &tail, archived);
+    let mut before: Option<Summary> = None;
+    for found in tail.needed()? {
+        let segment = found.header.segment;
+        let held = tail.unsealed.iter().find(|(slot, _)| *slot == found.slot).map(|(_, summary)| summary.clone());
+        let summary = match held {
+            Some(summary) => summary,
+            None => scan::summary(device, volume, found.slot, segment).await.map_err(|error| {
+                log::error!("{error}");
+                ReplayError::Segment { segment }
+            })?,
+        };
+        linked(before.as_ref(), &summary)?;
+        adopt(&mut rebuilt.table, found, &summary, segment <= archived);
+        rebuilt.apply(&summary, volume.geometry.slot_place(found.slot))?;
+        before = Some(summary);
+    }
+    linked(before.as_ref(), &tail.walk.summary)?;
+    let head = continue_head(volume, &mut rebuilt, &tail, wall_ns, archived)?;
+    let Rebuilt { index, table, points, last_time_ns } = rebuilt;
+    let archived = archived.min(SegmentNumber(head.header.segment.0 - 1));
+    let mut state = state(index, table, head, tail.durable, archived, points, last_time_ns);
+    state.eventful = state.completed;
+    Ok(state)
+}
+
+/// The head of the log behind `tail`: the last segment continued, or, when it was sealed, the next one begun.
+fn continue_head(
+    volume: &Superblock,
+    rebuilt: &mut Rebuilt,
+    tail: &Tail,
+    wall_ns: i64,
+    archived: SegmentNumber,
+) -> Result<Head, ReplayError> {
+    let (summary, last) = (&tail.walk.summary, tail.last);
+    let place = volume.geometry.slot_place(last.slot);
+    if tail.sealed {
+        adopt(&mut rebuilt.table, last, summary, last.header.segment <= archived);
+        rebuilt.apply(summary, place)?;
+        rebuilt.table.leave_working_set_if_clean(last.header.segment, volume.geometry.working_set);
+        let next = last.header.segment.plus(1);
+        let first = tail.walk.next_position();
+        return begin(volume, &mut rebuilt.table, next, first, summary.last_checksum, tail.durable, wall_ns);
+    }
+    let info_first = last.header.first_position;
+    rebuilt.table.adopt(last.slot, last.header.segment, Life::Current, info_first);
+    rebuilt.apply(summary, place)?;
+    let mut summary = summary.clone();
+    let mut end = tail.walk.end;
+    if tail.walk.ends_with_open
+        && let (Some(header), Some(record)) = (tail.walk.last, summary.batches.pop())
+    {
+        // A new open entry takes the place of the one that nothing followed.
+        summary.entries.truncate(summary.entries.len() - record.entries());
+        (summary.last_checksum, end) = (header.predecessor, record.offset());
+    }
+    let begun = !summary.batches.is_empty();
+    let found = begun.then_some((summary, end));
+    Ok(Head::new(volume, last.header, tail.image.clone(), found))
+}
+
+fn adopt(table: &mut Table, found: Found, summary: &Summary, archived: bool) {
+    table.adopt(found.slot, summary.segment, Life::Active, summary.first_position);
+    let info = table.get_mut(found.slot);
+    (info.epoch, info.last_position) = (summary.epoch, summary.last_position());
+    (info.sealed, info.archived) = (true, archived);
+}
+
+/// Segments older than the tail needs: inactive, waiting for the archiver. Archived ones are nobody's, their slots free.
+fn adopt_old(table: &mut Table, tail: &Tail, archived: SegmentNumber) {
+    let oldest = tail.oldest_needed();
+    for found in tail.found.iter().filter(|found| found.header.segment < oldest) {
+        let segment = found.header.segment;
+        if segment <= archived || table.slot_of(segment).is_some() {
+            continue;
+        }
+        table.adopt(found.slot, segment, Life::Inactive, found.header.first_position);
+        let info = table.get_mut(found.slot);
+        info.epoch = found.header.epoch;
+        info.last_position = found.header.first_position;
+        (info.sealed, info.durable) = (true, true);
+    }
+}
+
+fn linked(before: Option<&Summary>, next: &Summary) -> Result<(), ReplayError> {
+    match before {
+        Some(before)
+            if before.last_checksum != next.predecessor || before.last_position().next() != next.first_position =>
+        {
+            Err(ReplayError::Segment { segment: before.segment })
+        }
+        _ => Ok(()),
+    }
+}

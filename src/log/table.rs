@@ -1,0 +1,210 @@
+//! The segment table: which segment is in which slot, and where it is in its life.
+//!
+//! ```text
+//! recycle ──start──▶ current ──seal──▶ active ──clean──▶ inactive ──reuse──▶ recycle
+//!                                        └── archived: a property, set once, from seal on ──┘
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::format::{Geometry, Place, Position, SegmentNumber, Slot};
+use crate::io::Buffer;
+
+/// Where a slot's segment is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    Recycle,
+    Current,
+    Active,
+    Inactive,
+    /// Contents are being discarded.
+    Leaving,
+}
+
+/// A slot and the segment in it.
+#[derive(Debug)]
+pub struct SlotInfo {
+    pub life: Life,
+    pub segment: SegmentNumber,
+    /// Epoch of the segment's last batch.
+    pub epoch: u64,
+    /// Entries that are the newest version of their block.
+    pub live: u32,
+    /// Data blocks that the segment got.
+    pub data: u32,
+    pub first_position: Position,
+    pub last_position: Position,
+    pub archived: bool,
+    /// With an archiver now.
+    pub archiving: bool,
+    /// Its summary has been written.
+    pub sealed: bool,
+    /// Every byte of it, summary included, is durable.
+    pub durable: bool,
+    /// Reads of the slot that are in flight.
+    pub readers: u32,
+    /// The segment's bytes, while they are in memory.
+    pub buffer: Option<Buffer>,
+    pub sealed_at: Duration,
+}
+
+/// All slots.
+#[derive(Debug)]
+pub struct Table {
+    geometry: Geometry,
+    slots: Vec<SlotInfo>,
+    by_segment: BTreeMap<SegmentNumber, Slot>,
+    free: VecDeque<Slot>,
+}
+
+impl Table {
+    /// A table of free slots.
+    pub fn new(geometry: Geometry) -> Self {
+        let slots = (0..geometry.slots)
+            .map(|_| SlotInfo {
+                life: Life::Recycle,
+                segment: SegmentNumber(0),
+                epoch: 0,
+                live: 0,
+                data: 0,
+                first_position: Position(0),
+                last_position: Position(0),
+                archived: false,
+                archiving: false,
+                sealed: false,
+                durable: false,
+                readers: 0,
+                buffer: None,
+                sealed_at: Duration::ZERO,
+            })
+            .collect();
+        Self { geometry, slots, by_segment: BTreeMap::new(), free: (0..geometry.slots).map(Slot).collect() }
+    }
+
+    pub fn get(&self, slot: Slot) -> &SlotInfo {
+        &self.slots[slot.0 as usize]
+    }
+
+    pub fn get_mut(&mut self, slot: Slot) -> &mut SlotInfo {
+        &mut self.slots[slot.0 as usize]
+    }
+
+    /// The slot that holds `place`.
+    pub fn of_place(&mut self, place: Place) -> &mut SlotInfo {
+        let slot = self.geometry.slot_of(place);
+        self.get_mut(slot)
+    }
+
+    /// The slot of `segment`, when it is on the primary.
+    pub fn slot_of(&self, segment: SegmentNumber) -> Option<Slot> {
+        self.by_segment.get(&segment).copied()
+    }
+
+    /// The segments on the primary, oldest first.
+    pub fn segments(&self) -> impl DoubleEndedIterator<Item = (SegmentNumber, &SlotInfo)> {
+        self.by_segment.iter().map(|(segment, slot)| (*segment, self.get(*slot)))
+    }
+
+    /// Slots that are free.
+    pub fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Live entries in segments up to `segment`.
+    pub fn live_through(&self, segment: SegmentNumber) -> u32 {
+        self.by_segment.range(..=segment).map(|(_, slot)| self.get(*slot).live).sum()
+    }
+
+    /// recycle → current: takes a free slot for a new segment.
+    ///
+    /// # Panics
+    /// When none is free: the caller has looked.
+    pub fn start(&mut self, segment: SegmentNumber, first_position: Position) -> Slot {
+        let slot = self.free.pop_front().expect("the caller waited for a free slot");
+        self.put(slot, segment, Life::Current, first_position);
+        slot
+    }
+
+    /// Enters a segment that was found on the primary.
+    pub fn adopt(&mut self, slot: Slot, segment: SegmentNumber, life: Life, first_position: Position) {
+        self.free.retain(|free| *free != slot);
+        self.put(slot, segment, life, first_position);
+    }
+
+    fn put(&mut self, slot: Slot, segment: SegmentNumber, life: Life, first_position: Position) {
+        let info = self.get_mut(slot);
+        assert_eq!(info.life, Life::Recycle, "only a free slot gets a segment");
+        *info = SlotInfo {
+            life,
+            segment,
+            epoch: 0,
+            live: 0,
+            data: 0,
+            first_position,
+            last_position: first_position.previous(),
+            archived: false,
+            archiving: false,
+            sealed: false,
+            durable: false,
+            readers: 0,
+            buffer: None,
+            sealed_at: Duration::ZERO,
+        };
+        let before = self.by_segment.insert(segment, slot);
+        assert!(before.is_none(), "a segment is in one slot");
+    }
+
+    /// current → active: the segment is full.
+    pub fn seal(&mut self, slot: Slot, epoch: u64, last_position: Position, at: Duration) {
+        let info = self.get_mut(slot);
+        assert_eq!(info.life, Life::Current);
+        (info.life, info.epoch, info.last_position, info.sealed_at) = (Life::Active, epoch, last_position, at);
+    }
+
+    /// active → inactive, for every segment up to `through`, whose entries are all superseded.
+    pub fn leave_working_set(&mut self, through: SegmentNumber) {
+        let slots: Vec<Slot> = self.by_segment.range(..=through).map(|(_, slot)| *slot).collect();
+        for slot in slots {
+            let info = self.get_mut(slot);
+            if info.life == Life::Active {
+                assert_eq!(info.live, 0, "segment {} left the working set with live blocks", info.segment);
+                info.life = Life::Inactive;
+            }
+        }
+    }
+
+    /// After a crash behind a sealed segment `last`: what left the working set with it was clean before it was sealed.
+    pub fn leave_working_set_if_clean(&mut self, last: SegmentNumber, working_set: u32) {
+        if let Some(through) = last.0.checked_sub(u64::from(working_set)) {
+            self.leave_working_set(SegmentNumber(through));
+        }
+    }
+
+    /// inactive → leaving, for the segments up to `through` that are archived and that nobody reads; returns their slots.
+    pub fn take_recyclable(&mut self, through: SegmentNumber) -> Vec<Slot> {
+        let slots: Vec<Slot> = self.by_segment.range(..=through).map(|(_, slot)| *slot).collect();
+        slots
+            .into_iter()
+            .filter(|slot| {
+                let info = self.get_mut(*slot);
+                let may = info.life == Life::Inactive && info.archived && !info.archiving && info.readers == 0;
+                if may {
+                    info.life = Life::Leaving;
+                    info.buffer = None;
+                }
+                may
+            })
+            .collect()
+    }
+
+    /// leaving → recycle: the slot is free.
+    pub fn recycle(&mut self, slot: Slot) {
+        let info = self.get_mut(slot);
+        assert_eq!((info.life, info.live, info.readers), (Life::Leaving, 0, 0));
+        info.life = Life::Recycle;
+        let segment = info.segment;
+        self.by_segment.remove(&segment);
+        self.free.push_back(slot);
+    }
+}
