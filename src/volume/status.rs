@@ -1,0 +1,179 @@
+//! What a volume reports of itself: the fields of `salvol status --json`.
+
+use serde::{Deserialize, Serialize};
+
+use super::Volume;
+use crate::format::{ArchiveAt, BLOCK_BYTES};
+use crate::io::Platform;
+use crate::log::{Life, Table};
+
+/// Segments by state. `archived` counts a property beside the states.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SegmentCounts {
+    pub current: u64,
+    pub active: u64,
+    pub inactive: u64,
+    pub archived: u64,
+    pub recycle: u64,
+}
+
+/// The archiver.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ArchiveStatus {
+    /// Segments that wait for the archiver or are with it.
+    pub queue: u64,
+    pub lag_bytes: u64,
+    /// Age of the oldest segment that is not archived yet.
+    pub lag_seconds: f64,
+    /// The store's SPEC.
+    pub store: String,
+    /// What keeps the archiver from archiving, when something does.
+    pub error: Option<String>,
+}
+
+/// A volume at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub name: String,
+    pub uuid: String,
+    /// The device, when there is one.
+    pub device: Option<String>,
+    /// `live`, `throttled`, `waiting`, `stopped`, `read-only`, `detached`.
+    pub state: String,
+    pub size_bytes: u64,
+    pub block_size: u64,
+    pub segment_size: u64,
+    pub slots: u64,
+    pub working_set_segments: u64,
+    pub segments: SegmentCounts,
+    pub archive_at: String,
+    pub archive: ArchiveStatus,
+    /// Data blocks appended for each block that users wrote.
+    pub write_amplification: f64,
+    pub user_bytes_written: u64,
+    pub user_bytes_read: u64,
+    /// Everything appended: headers, data, summaries.
+    pub log_bytes_written: u64,
+    pub bytes_archived: u64,
+    pub compression_ratio: f64,
+    pub points: u64,
+    /// RFC 3339 time of the oldest and newest synch point that can be restored.
+    pub oldest_restorable: Option<String>,
+    pub newest_restorable: Option<String>,
+    /// The log position of the newest batch, and of the newest that is known to be durable.
+    pub position: u64,
+    pub durable_position: u64,
+    pub epoch: u64,
+    /// Segment number of the current segment: how often the log has turned over is this over the slots.
+    pub current_segment: u64,
+    pub throttled_seconds: f64,
+    pub read_errors: u64,
+    pub mapped_bytes: u64,
+    /// Counters behind the amplification, in blocks: user data, copies, headers and summaries.
+    pub user_blocks: u64,
+    pub copied_blocks: u64,
+    pub overhead_blocks: u64,
+}
+
+impl<P: Platform> Volume<P> {
+    /// The volume as it is now.
+    pub fn status(&self) -> Status {
+        let log = &self.0.log;
+        let volume = self.superblock();
+        let geometry = &volume.geometry;
+        let counters = log.counters();
+        let points = log.points();
+        let (completed, durable) = log.positions();
+        let (segments, mapped, free) = log.look(|index, table| (counts(table), index.mapped(), table.free_slots()));
+        let user = counters.user_blocks.max(1) as f64;
+        let logged = counters.user_blocks + counters.copied_blocks + counters.overhead_blocks;
+        let ratio = counters.archived_image_bytes as f64 / counters.archived_bytes.max(1) as f64;
+        Status {
+            name: volume.name.clone(),
+            uuid: volume.uuid.to_string(),
+            device: None,
+            state: self.state(free).to_owned(),
+            size_bytes: bytes(geometry.volume_blocks),
+            block_size: BLOCK_BYTES as u64,
+            segment_size: geometry.segment_bytes() as u64,
+            slots: u64::from(geometry.slots),
+            working_set_segments: u64::from(geometry.working_set),
+            segments,
+            archive_at: match volume.archive_at {
+                ArchiveAt::Seal => "seal".to_owned(),
+                ArchiveAt::Inactive => "inactive".to_owned(),
+            },
+            archive: self.archive_status(),
+            write_amplification: (counters.user_blocks + counters.copied_blocks) as f64 / user,
+            user_bytes_written: bytes(counters.user_blocks),
+            user_bytes_read: self.0.read_bytes.get(),
+            log_bytes_written: bytes(logged),
+            bytes_archived: counters.archived_bytes,
+            compression_ratio: if counters.archived_bytes == 0 { 0.0 } else { ratio },
+            points: points.len() as u64,
+            oldest_restorable: points.first().map(|mark| rfc3339(mark.time_ns)),
+            newest_restorable: points.last().map(|mark| rfc3339(mark.time_ns)),
+            position: completed.0,
+            durable_position: durable.0,
+            epoch: log.epoch(),
+            current_segment: log.current_segment().0,
+            throttled_seconds: counters.throttled.as_secs_f64(),
+            read_errors: self.0.read_errors.get(),
+            mapped_bytes: bytes(mapped),
+            user_blocks: counters.user_blocks,
+            copied_blocks: counters.copied_blocks,
+            overhead_blocks: counters.overhead_blocks,
+        }
+    }
+
+    fn state(&self, free_slots: usize) -> &'static str {
+        let log = &self.0.log;
+        if self.0.read_only {
+            "read-only"
+        } else if log.stopped().is_some() {
+            "stopped"
+        } else if free_slots == 0 && log.archive_state(|archive| archive.error.is_some()) {
+            "waiting"
+        } else if log.is_throttling() {
+            "throttled"
+        } else {
+            "live"
+        }
+    }
+
+    fn archive_status(&self) -> ArchiveStatus {
+        let log = &self.0.log;
+        let segment = self.geometry().segment_bytes() as u64;
+        let (queue, oldest) = log.archive_queue();
+        ArchiveStatus {
+            queue,
+            lag_bytes: queue * segment,
+            lag_seconds: oldest.as_secs_f64(),
+            store: self.superblock().backing.clone(),
+            error: log.archive_state(|archive| archive.error.as_ref().map(|(error, _)| error.clone())),
+        }
+    }
+}
+
+fn bytes(blocks: u64) -> u64 {
+    blocks * BLOCK_BYTES as u64
+}
+
+/// A time of the log as people write it.
+pub fn rfc3339(time_ns: i64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(time_ns)).map_or_else(|_| time_ns.to_string(), |time| time.to_string())
+}
+
+fn counts(table: &Table) -> SegmentCounts {
+    let mut counts = SegmentCounts { recycle: table.free_slots() as u64, ..SegmentCounts::default() };
+    for (_, info) in table.segments() {
+        match info.life {
+            Life::Current => counts.current += 1,
+            Life::Active => counts.active += 1,
+            Life::Inactive => counts.inactive += 1,
+            Life::Leaving | Life::Recycle => counts.recycle += 1,
+        }
+        counts.archived += u64::from(info.archived);
+    }
+    counts
+}
