@@ -1,0 +1,65 @@
+//! Why the past cannot be read.
+
+use std::io;
+
+use crate::archive::{ArchiveError, SpecError, StoreError};
+use crate::format::{FormatError, Position, SegmentNumber};
+use crate::io::PrimaryError;
+use crate::log::scan::ScanError;
+
+use super::TargetError;
+
+/// Why the past cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    #[error("{path}: {source}")]
+    Superblock { path: String, source: FormatError },
+    #[error(transparent)]
+    Primary(#[from] PrimaryError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("reading the primary: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// Nothing is called so, or was ever there.
+    #[error("{what}")]
+    NoPoint { what: String },
+    /// It was there, and what it needs has gone.
+    #[error("position {position} can no longer be restored: segment {segment} is gone from the primary{archive}")]
+    Gone { position: Position, segment: SegmentNumber, archive: &'static str },
+    #[error("segment {segment} is damaged on the primary: {source}")]
+    DamagedSlot { segment: SegmentNumber, source: ScanError },
+    #[error("segment {segment} is damaged in the archive: {source}")]
+    DamagedObject { segment: SegmentNumber, source: ArchiveError },
+    #[error("segment {segment} does not continue the chain of checksums: it belongs to another past")]
+    Chain { segment: SegmentNumber },
+    #[error("segment {segment}: the copy of block {block} at position {position} differs from the version it copies")]
+    Copy { segment: SegmentNumber, block: u64, position: Position },
+    #[error("segment {segment}: block {block} is not of the volume, which had {blocks} blocks then")]
+    Outside { segment: SegmentNumber, block: u64, blocks: u64 },
+}
+
+impl HistoryError {
+    /// Whether the point is not there, or can no longer be restored.
+    pub fn is_no_point(&self) -> bool {
+        matches!(self, Self::NoPoint { .. } | Self::Gone { .. })
+    }
+
+    /// Whether the reason is damage, rather than a mistake of the caller or a device that fails.
+    pub fn is_corruption(&self) -> bool {
+        match self {
+            Self::Superblock { source, .. } => {
+                matches!(source, FormatError::Checksum { .. } | FormatError::Field { .. })
+            }
+            Self::DamagedSlot { .. }
+            | Self::DamagedObject { .. }
+            | Self::Chain { .. }
+            | Self::Copy { .. }
+            | Self::Outside { .. } => true,
+            _ => false,
+        }
+    }
+}

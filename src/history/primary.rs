@@ -1,0 +1,122 @@
+//! A primary that is looked at, whoever owns it: reads wait here, on a ring of their own.
+//!
+//! The owner may be using it. What is read is therefore taken for nothing but what its checksums prove, and a segment
+//! that has left its slot meanwhile must be in the archive.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::HistoryError;
+use super::slots::Slots;
+use crate::format::{BLOCK_BYTES, Place, SegmentHeader, SegmentNumber, Slot, Summary, Superblock};
+use crate::io::{Buffer, Device, OwnRing, Primary, UringDevice, UringPlatform};
+use crate::log::scan::{self, ScanError};
+
+/// Submissions of the ring that a look needs: a scan has 32 reads in flight.
+const RING_ENTRIES: u32 = 64;
+
+/// I/O on a primary from a thread that waits.
+#[derive(Clone)]
+pub(super) struct Bench {
+    pub platform: UringPlatform<OwnRing>,
+    pub device: UringDevice<OwnRing>,
+}
+
+impl Bench {
+    pub(super) fn new(primary: Primary) -> io::Result<Self> {
+        let platform = UringPlatform::new(OwnRing::new(RING_ENTRIES)?, 1)?;
+        let device = UringDevice::new(platform.clone(), primary);
+        Ok(Self { platform, device })
+    }
+
+    /// Runs `future` to its end.
+    pub(super) fn wait<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> io::Result<T> {
+        self.platform.block_on(future)
+    }
+
+    /// Reads one block.
+    pub(super) fn block(&self, at: u64) -> io::Result<Buffer> {
+        let block = Buffer::new(BLOCK_BYTES)?;
+        self.fill(at, &block).map(|()| block)
+    }
+
+    /// Fills `into` from byte `at`.
+    pub(super) fn fill(&self, at: u64, into: &Buffer) -> io::Result<()> {
+        let (device, into) = (self.device.clone(), into.clone());
+        self.wait(async move { device.read(at, into).await })?
+    }
+}
+
+/// A primary and what was found on it.
+pub(super) struct View {
+    pub path: PathBuf,
+    pub bench: Bench,
+    pub volume: Superblock,
+    pub slots: Rc<Slots>,
+    scratch: RefCell<Option<Buffer>>,
+}
+
+impl View {
+    /// Opens the primary at `path` to look at it.
+    pub(super) fn open(path: &Path) -> Result<Self, HistoryError> {
+        let bench = Bench::new(Primary::look(path)?)?;
+        let device = bench.device.clone();
+        let (volume, _) = bench
+            .wait(async move { scan::superblock(&device).await })??
+            .map_err(|source| HistoryError::Superblock { path: path.display().to_string(), source })?;
+        let need = volume.geometry.primary_blocks * BLOCK_BYTES as u64;
+        if bench.device.bytes() < need {
+            let have = bench.device.bytes();
+            log::warn!("{}: the volume was made for {need} bytes, and there are {have}", path.display());
+        }
+        let look = Slots::find(bench.platform.clone(), bench.device.clone(), volume.clone());
+        let slots = Rc::new(bench.wait(look)??);
+        if let Some(trouble) = &slots.trouble {
+            log::warn!("{}: {trouble}", path.display());
+        }
+        Ok(Self { path: path.to_owned(), bench, volume, slots, scratch: RefCell::default() })
+    }
+
+    /// The summary of `segment` in `slot`.
+    pub(super) fn summary(&self, slot: Slot, segment: SegmentNumber) -> Result<Arc<Summary>, ScanError> {
+        let (device, volume, slots) = (self.bench.device.clone(), self.volume.clone(), Rc::clone(&self.slots));
+        let read = self.bench.wait(async move { slots.summary(&device, &volume, slot, segment).await });
+        read.unwrap_or_else(|source| {
+            Err(ScanError::Io { offset: self.volume.geometry.slot_place(slot).bytes(), source })
+        })
+    }
+
+    /// Whether `slot` holds `segment` now.
+    pub(super) fn holds(&self, slot: Slot, segment: SegmentNumber) -> io::Result<bool> {
+        let scratch = self.scratch.borrow_mut().take();
+        let block = scratch.map_or_else(|| Buffer::new(BLOCK_BYTES), Ok)?;
+        self.bench.fill(self.volume.geometry.slot_place(slot).bytes(), &block)?;
+        let header = SegmentHeader::parse(block.bytes(), &self.volume);
+        *self.scratch.borrow_mut() = Some(block);
+        Ok(header.is_ok_and(|header| header.segment == segment))
+    }
+
+    /// Fills `into` from `place`; a block that cannot be read becomes zeros, which no checksum takes for another block's
+    /// data. Says whether anything was read.
+    pub(super) fn read(&self, place: Place, into: &Buffer) -> bool {
+        if self.bench.fill(place.bytes(), into).is_ok() {
+            return true;
+        }
+        let mut any = false;
+        for at in (0..into.len()).step_by(BLOCK_BYTES) {
+            let block = into.part(at, BLOCK_BYTES);
+            match self.bench.fill(place.bytes() + at as u64, &block) {
+                Ok(()) => any = true,
+                Err(error) => {
+                    log::warn!("{}: reading at {:#x}: {error}", self.path.display(), place.bytes() + at as u64);
+                    block.zero();
+                }
+            }
+        }
+        any
+    }
+}
