@@ -1,0 +1,150 @@
+//! `salvol attach`: a volume becomes a block device, served by a daemon in the background or by this process.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use salvol::control::RunDir;
+use salvol::format::Superblock;
+use salvol::ublk;
+
+use super::daemon::{self, Ready};
+use super::primary::{canonical, look};
+use super::running::{Life, life};
+use super::{Failure, Manner, Outcome, table};
+
+/// Make the volume on PRIMARY a block device; prints its path when it can be used.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Arguments {
+    /// A block device or a file that `salvol create` made a volume
+    pub(crate) primary: PathBuf,
+    /// The device's number: N of /dev/ublkbN [default: the first free one]
+    #[arg(long, value_name = "N")]
+    pub(crate) id: Option<u32>,
+    /// Requests that the device takes at once
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) depth: u16,
+    /// Take no writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Serve in this process instead of the background
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Go on at this log position although something later was durable once, and is damaged now
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) accept_loss: Option<u64>,
+    /// Let this group use the control socket
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) socket_group: Option<String>,
+    /// Even on a kernel that is known to crash when a device is added
+    #[arg(long)]
+    pub(crate) force_kernel: bool,
+    /// Take over the device from a daemon that died
+    #[arg(long, hide = true, requires = "id")]
+    pub(crate) recover: bool,
+    /// This is the background process: standard output is a pipe to the one that waits
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) background_child: bool,
+}
+
+pub(crate) fn run(mut arguments: Arguments, manner: Manner) -> Outcome {
+    arguments.primary = canonical(&arguments.primary);
+    if arguments.background_child {
+        return daemon::background(&arguments);
+    }
+    let superblock = prepare(&arguments)?;
+    if arguments.foreground {
+        return daemon::serve(&arguments, Ready::Foreground);
+    }
+    table::say!("{}", in_background(&arguments, &superblock.name, manner)?.display());
+    Ok(())
+}
+
+/// Everything that can be known to fail before a daemon is started.
+fn prepare(arguments: &Arguments) -> Result<Superblock, Failure> {
+    let runs = RunDir::from_environment();
+    let all = runs.all();
+    if let Some(run) = all.iter().find(|run| run.primary == arguments.primary) {
+        refuse_if_attached(&runs, run)?;
+    }
+    let superblock = look(&arguments.primary)?;
+    if let Some(run) = all.iter().find(|run| run.name == superblock.name) {
+        refuse_if_attached(&runs, run)?;
+    }
+    ublk::require(arguments.force_kernel)?;
+    Ok(superblock)
+}
+
+fn refuse_if_attached(runs: &RunDir, run: &salvol::control::RunFile) -> Outcome {
+    let (name, device, primary) = (&run.name, run.device.display(), run.primary.display());
+    match life(runs, run) {
+        Life::Served => Err(Failure::new(format_args!(
+            "{name}: attached already: {device} on {primary}, served by process {}; `salvol detach {name}` ends that",
+            run.pid
+        ))),
+        Life::Recoverable => Err(Failure::new(format_args!(
+            "{name}: its daemon (pid {}) is dead and {device} waits for it: run `salvol recover {name}`",
+            run.pid
+        ))),
+        Life::Gone => {
+            runs.remove(name);
+            Ok(())
+        }
+    }
+}
+
+/// Starts a daemon and waits until its device can be used; gives the device's path.
+pub(crate) fn in_background(arguments: &Arguments, name: &str, manner: Manner) -> Result<PathBuf, Failure> {
+    let runs = RunDir::from_environment();
+    runs.make().map_err(|error| Failure::new(format_args!("{}: {error}", runs.log(name).display())))?;
+    let log = runs.log(name);
+    let mut command = Command::new("/proc/self/exe");
+    command.args(child_arguments(arguments, manner)).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
+    // Under systemd standard error is the journal already.
+    if std::env::var_os("JOURNAL_STREAM").is_none() {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&log);
+        let file = file.map_err(|error| Failure::new(format_args!("{}: {error}", log.display())))?;
+        command.stderr(file);
+    }
+    let mut child =
+        command.spawn().map_err(|error| Failure::new(format_args!("the daemon cannot be started: {error}")))?;
+    let mut word = String::new();
+    if let Some(pipe) = child.stdout.take() {
+        let _ = BufReader::new(pipe).read_line(&mut word);
+    }
+    let word = word.trim_end();
+    if let Some(device) = word.strip_prefix("ready ") {
+        return Ok(PathBuf::from(device));
+    }
+    let _ = child.wait();
+    Err(match word.strip_prefix("error ").and_then(|error| error.split_once(' ')) {
+        Some((code, what)) => Failure::reported(code.parse().unwrap_or(1), what),
+        None => Failure::new(format_args!("{name}: the daemon ended before it was ready: see {}", log.display())),
+    })
+}
+
+fn child_arguments(arguments: &Arguments, manner: Manner) -> Vec<std::ffi::OsString> {
+    let mut list: Vec<std::ffi::OsString> = vec!["attach".into(), "--foreground".into(), "--background-child".into()];
+    let flags = [
+        ("--read-only", arguments.read_only),
+        ("--force-kernel", arguments.force_kernel),
+        ("--recover", arguments.recover),
+        ("--quiet", manner.quiet),
+    ];
+    list.extend(flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.into()));
+    list.extend((0..manner.verbose).map(|_| "--verbose".into()));
+    let values = [
+        ("--id", arguments.id.map(|id| id.to_string())),
+        ("--depth", Some(arguments.depth.to_string())),
+        ("--accept-loss", arguments.accept_loss.map(|position| position.to_string())),
+        ("--socket-group", arguments.socket_group.clone()),
+    ];
+    for (flag, value) in values {
+        list.extend(value.map(|value| format!("{flag}={value}").into()));
+    }
+    list.push("--".into());
+    list.push(Path::new(&arguments.primary).into());
+    list
+}

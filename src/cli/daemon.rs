@@ -1,0 +1,266 @@
+//! The daemon: one process serves one volume, from open to detach.
+//!
+//! Four kinds of threads: the owner's, which does the work (`salvol::ublk`), the archiver's, those of the control
+//! socket, one that waits for signals. The main thread talks to the driver and takes [`Order`]s.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use salvol::control::{Mailbox, Message, Order, RunDir, RunFile, Socket, users};
+use salvol::format::Position;
+use salvol::ublk::{self, Live, Options, Server};
+use salvol::volume::OpenOptions;
+
+use super::attach::Arguments;
+use super::{Failure, Outcome};
+
+/// How long a daemon that takes over waits for the dead one's last I/O, which holds the primary's lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whom to tell that the device can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// A person, or a script, that reads standard output.
+    Foreground,
+    /// The process that started this one and waits for a line.
+    Pipe,
+}
+
+/// The background process: out of the terminal's session, with nothing open that the daemon did not open.
+pub(crate) fn background(arguments: &Arguments) -> Outcome {
+    let _ = nix::unistd::setsid();
+    close_inherited();
+    serve(arguments, Ready::Pipe).inspect_err(|failure| {
+        // After the device was announced this goes nowhere.
+        println!("error {} {}", failure.code(), failure.to_string().replace('\n', " "));
+    })
+}
+
+/// Files that a careless parent left open would stay open for the life of the volume, a mount point among them.
+fn close_inherited() {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        // The directory's own descriptor is among them and gone by now.
+        let _ = nix::unistd::close(number);
+    }
+}
+
+/// Serves the volume until it is detached.
+pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
+    let early = |failure: Failure| failure.of(arguments.primary.display());
+    ublk::require(arguments.force_kernel)?;
+    let runs = RunDir::from_environment();
+    runs.make().map_err(|error| early(error.into()))?;
+    let group = socket_group(arguments.socket_group.as_deref()).map_err(early)?;
+    ublk::be_io_flusher();
+    ublk::lock_memory();
+    let mailbox = Arc::new(Mailbox::default());
+    let (sender, orders) = channel();
+    watch_signals(sender.clone()).map_err(early)?;
+    let server =
+        Server::open(options(arguments), Arc::clone(&mailbox), sender.clone()).map_err(|error| match error {
+            // These name the primary themselves.
+            ublk::ServerError::Primary(_) => error.into(),
+            _ => early(error.into()),
+        })?;
+    let superblock = server.superblock().clone();
+    let live = server.go_live().map_err(|error| early(error.into()))?;
+    let device = live.path();
+    let run = RunFile {
+        name: superblock.name.clone(),
+        uuid: superblock.uuid.to_string(),
+        pid: std::process::id(),
+        primary: arguments.primary.clone(),
+        id: live.id(),
+        device: device.clone(),
+        backing: superblock.backing.clone(),
+        started: jiff::Timestamp::now().to_string(),
+        read_only: arguments.read_only,
+        socket_group: arguments.socket_group.clone(),
+    };
+    let daemon = Daemon { runs, name: run.name.clone(), mailbox: Arc::clone(&mailbox), orders };
+    let path = daemon.runs.socket(&run.name);
+    let socket = Socket::listen(&path, group, device.display().to_string(), mailbox, sender)
+        .and_then(|socket| daemon.runs.write(&run).map(|()| socket));
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => {
+            let failure = Failure::new(format_args!("{}: {error}", path.display()));
+            daemon.give_up(live, arguments.recover);
+            return Err(failure);
+        }
+    };
+    tell(ready, &device);
+    log::info!("{}: live as {}", run.name, device.display());
+    daemon.attend(live, &socket).map_err(|failure| failure.of(&run.name))
+}
+
+struct Daemon {
+    runs: RunDir,
+    name: String,
+    mailbox: Arc<Mailbox>,
+    orders: Receiver<Order>,
+}
+
+impl Daemon {
+    /// Takes orders until the volume is closed.
+    fn attend(self, live: Live, socket: &Socket) -> Outcome {
+        let mut answers: Vec<Sender<Result<(), String>>> = Vec::new();
+        let mut leaving = false;
+        let stopped = loop {
+            match self.orders.recv() {
+                Ok(Order::Detach { force, answer }) => match self.detach(&live, force) {
+                    Ok(()) => answers.push(answer),
+                    Err(why) => drop(answer.send(Err(why))),
+                },
+                Ok(Order::Signal(signal)) if leaving => {
+                    return Err(Failure::new(format_args!(
+                        "signal {signal} came again; ended without closing the volume"
+                    )));
+                }
+                Ok(Order::Signal(signal)) => leaving = self.heed(signal, &live),
+                Ok(Order::Ended { stopped }) => break stopped,
+                Err(_) => break false,
+            }
+        };
+        if leaving || !stopped {
+            // The run file stays for `recover`.
+            let left = live.leave();
+            return match (stopped, left) {
+                (true, Ok(())) => Ok(()),
+                (_, Err(error)) => Err(error.into()),
+                (false, Ok(())) => Err(Failure::new("the queue failed; `salvol recover` takes the device over")),
+            };
+        }
+        let finished = live.finish();
+        self.runs.remove(&self.name);
+        for answer in answers {
+            let _ = answer.send(finished.as_ref().map(drop).map_err(ToString::to_string));
+        }
+        socket.settle();
+        log::info!("{}: detached", self.name);
+        Ok(finished?)
+    }
+
+    /// Stops the device unless somebody uses it; with `force` whoever uses it.
+    fn detach(&self, live: &Live, force: bool) -> Result<(), String> {
+        let users = used_by(&live.path());
+        if let Some(users) = users {
+            if !force {
+                return Err(format!("in use: {users}; --force detaches all the same"));
+            }
+            log::warn!("{}: detached by force while {users}", self.name);
+            self.mailbox.send(Message::FailWaiting);
+        }
+        live.stop().map_err(|error| error.to_string())
+    }
+
+    /// Ends for a signal: detaches when nobody uses the device, otherwise leaves it to a later daemon. Returns whether it
+    /// leaves it.
+    fn heed(&self, signal: i32, live: &Live) -> bool {
+        match used_by(&live.path()) {
+            None => match live.stop() {
+                Ok(()) => return false,
+                Err(error) => log::error!("{}: {error}", self.name),
+            },
+            Some(users) => log::warn!(
+                "{}: signal {signal} while {users}: the volume is closed, its device waits: run `salvol recover {}`",
+                self.name,
+                self.name
+            ),
+        }
+        self.mailbox.send(Message::Leave);
+        true
+    }
+
+    /// Ends a device that went live and cannot be announced.
+    fn give_up(self, live: Live, recovered: bool) {
+        if recovered {
+            self.mailbox.send(Message::Leave);
+        } else if live.stop().is_err() {
+            return;
+        }
+        while let Ok(order) = self.orders.recv() {
+            if matches!(order, Order::Ended { .. }) {
+                break;
+            }
+        }
+        let _ = if recovered { live.leave() } else { live.finish() };
+    }
+}
+
+/// Who uses the device, as a phrase; none when nobody does. Opening it exclusively also finds users that this process
+/// cannot see, in other namespaces.
+fn used_by(device: &Path) -> Option<String> {
+    let users = users(device);
+    if !users.is_empty() {
+        return Some(users.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+    }
+    let exclusive = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(device);
+    match exclusive {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            Some("held by somebody who cannot be seen from here".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn options(arguments: &Arguments) -> Options {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Options {
+        primary: arguments.primary.clone(),
+        open: OpenOptions { read_only: arguments.read_only, accept_loss: arguments.accept_loss.map(Position) },
+        id: arguments.id,
+        recover: arguments.recover,
+        depth: arguments.depth,
+        // One core is the owner's.
+        archiver_threads: cores.saturating_sub(1).clamp(1, 8),
+        patience: if arguments.recover { LOCK_PATIENCE } else { Duration::ZERO },
+    }
+}
+
+fn socket_group(name: Option<&str>) -> Result<Option<u32>, Failure> {
+    let Some(name) = name else { return Ok(None) };
+    match nix::unistd::Group::from_name(name) {
+        Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
+        _ => Err(Failure::new(format_args!("--socket-group: there is no group {name}"))),
+    }
+}
+
+/// Signals that ask for an end become orders. They are blocked in every thread; this one takes them.
+fn watch_signals(orders: Sender<Order>) -> Result<(), Failure> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if orders.send(Order::Signal(signal as i32)).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Says that the device can be used. Afterwards nothing more can be said to the pipe: it is closed.
+fn tell(ready: Ready, device: &Path) {
+    let mut stdout = std::io::stdout();
+    let _ = match ready {
+        Ready::Foreground => writeln!(stdout, "{}", device.display()),
+        Ready::Pipe => writeln!(stdout, "ready {}", device.display()),
+    };
+    let _ = stdout.flush();
+    if ready == Ready::Pipe
+        && let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null")
+    {
+        let _ = nix::unistd::dup2_stdout(&null);
+    }
+}

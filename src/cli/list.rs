@@ -1,0 +1,83 @@
+//! `salvol list`: volumes and devices here.
+
+use salvol::control::{Request, RunDir, RunFile};
+use salvol::ublk;
+use serde_json::{Value, json};
+
+use super::running::{Life, connect, life};
+use super::{Outcome, table};
+
+/// Show the volumes that are attached here.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// As JSON
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    /// `rublk`: every ublk device, as `rublk list` prints it
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Only the device of this number, with --format
+    #[arg(short = 'n', long = "number", hide = true, requires = "format")]
+    number: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Rublk,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    if arguments.format == Some(Format::Rublk) {
+        for id in ublk::devices().into_iter().filter(|id| arguments.number.is_none_or(|number| number == *id)) {
+            ublk::dump(id)?;
+        }
+        return Ok(());
+    }
+    let runs = RunDir::from_environment();
+    let volumes: Vec<(RunFile, String)> = runs.all().into_iter().map(|run| (run.clone(), state(&runs, &run))).collect();
+    if arguments.json {
+        let volumes: Vec<Value> = volumes.iter().map(|(run, state)| describe(run, state)).collect();
+        return Ok(table::print_json(&json!({ "volumes": volumes }))?);
+    }
+    let width = volumes.iter().map(|(run, _)| run.name.len()).max().unwrap_or_default().max(4);
+    if !volumes.is_empty() {
+        table::say!("{:width$}  {:14} {:8} {:12} PRIMARY", "NAME", "DEVICE", "PID", "STATE");
+    }
+    for (run, state) in &volumes {
+        table::say!(
+            "{:width$}  {:14} {:<8} {state:12} {}",
+            run.name,
+            run.device.display(),
+            run.pid,
+            run.primary.display()
+        );
+    }
+    Ok(())
+}
+
+fn describe(run: &RunFile, state: &str) -> Value {
+    json!({
+        "name": run.name,
+        "uuid": run.uuid,
+        "device": run.device,
+        "pid": run.pid,
+        "state": state,
+        "primary": run.primary,
+        "backing": run.backing,
+        "at": null,
+    })
+}
+
+/// What the daemon says; `recoverable` or `gone` when there is none.
+fn state(runs: &RunDir, run: &RunFile) -> String {
+    match life(runs, run) {
+        Life::Recoverable => "recoverable".to_owned(),
+        Life::Gone => "gone".to_owned(),
+        Life::Served => {
+            let status = connect(runs, run).ok().and_then(|mut client| client.ask(&Request::Status {}).ok());
+            status
+                .and_then(|status| Some(status.get("state")?.as_str()?.to_owned()))
+                .unwrap_or_else(|| "live".to_owned())
+        }
+    }
+}

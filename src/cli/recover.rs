@@ -1,0 +1,99 @@
+//! `salvol recover`: a new daemon takes over the device of one that died. Requests that waited go on.
+
+use std::time::{Duration, Instant};
+
+use salvol::control::{RunDir, RunFile};
+use salvol::ublk;
+
+use super::attach;
+use super::detach::every;
+use super::running::{Life, find, life};
+use super::{Failure, Manner, Outcome, table};
+
+/// How long a killed daemon may take to end: the kernel waits for some of its I/O.
+const DYING: Duration = Duration::from_secs(5);
+
+/// Take over the device of a daemon that died; what waits for it goes on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// NAME of the volume, or its PRIMARY, or its device
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    volume: Option<String>,
+    /// All volumes whose daemon died
+    #[arg(long)]
+    all: bool,
+    /// Even on a kernel that is known to crash with ublk devices
+    #[arg(long)]
+    force_kernel: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
+    let runs = RunDir::from_environment();
+    ublk::require(arguments.force_kernel)?;
+    let Some(volume) = &arguments.volume else {
+        return every(&runs, |run| match life(&runs, run) {
+            Life::Served => Ok(()),
+            Life::Recoverable => recover(run, arguments, manner),
+            Life::Gone => {
+                clean(&runs, run);
+                manner.note(format_args!("{}: its device is gone; cleaned up", run.name));
+                Ok(())
+            }
+        });
+    };
+    let run = find(&runs, volume)?;
+    match settled(&runs, &run) {
+        Life::Recoverable => recover(&run, arguments, manner),
+        Life::Served => {
+            Err(Failure::new(format_args!("{}: nothing to recover: its daemon (pid {}) is alive", run.name, run.pid)))
+        }
+        Life::Gone => {
+            clean(&runs, &run);
+            Err(Failure::new(format_args!(
+                "{}: {} is gone: nothing to take over; `salvol attach {}` makes a new device",
+                run.name,
+                run.device.display(),
+                run.primary.display()
+            )))
+        }
+    }
+}
+
+/// What became of `run`, once it is certain: a daemon that was killed a moment ago may not have ended yet.
+fn settled(runs: &RunDir, run: &RunFile) -> Life {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match life(runs, run) {
+            Life::Served if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            life => return life,
+        }
+    }
+}
+
+fn clean(runs: &RunDir, run: &RunFile) {
+    // A device that was stopped before its daemon died is of no use to anybody.
+    if matches!(ublk::device(run.id), Ok(Some(device)) if device.pid == run.pid as i32)
+        && let Err(error) = ublk::delete(run.id)
+    {
+        log::warn!("{error}");
+    }
+    runs.remove(&run.name);
+}
+
+fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
+    let attach = attach::Arguments {
+        primary: run.primary.clone(),
+        id: Some(run.id),
+        // The device keeps the depth it has.
+        depth: 128,
+        read_only: run.read_only,
+        foreground: false,
+        accept_loss: None,
+        socket_group: run.socket_group.clone(),
+        force_kernel: arguments.force_kernel,
+        recover: true,
+        background_child: false,
+    };
+    table::say!("{}", attach::in_background(&attach, &run.name, manner)?.display());
+    Ok(())
+}

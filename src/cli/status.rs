@@ -1,0 +1,155 @@
+//! `salvol status`: what a volume is doing.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use salvol::control::{Request, RunDir};
+use salvol::format::{ArchiveAt, BLOCK_BYTES, Superblock};
+use salvol::volume::{ArchiveStatus, Status};
+
+use super::parse::{Size, Source};
+use super::primary::look;
+use super::running::{connect, find, lookup};
+use super::{Failure, Outcome, table};
+
+/// Show what a volume is doing: segments, rates, archive lag, what can be restored.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// NAME of a running volume, or a PRIMARY
+    volume: String,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Again every second
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    loop {
+        let status = status(&arguments.volume)?;
+        if arguments.watch && !arguments.json && std::io::stdout().is_terminal() {
+            // Clears the screen.
+            print!("\x1b[H\x1b[2J");
+        }
+        if arguments.json && arguments.watch {
+            table::say!("{}", serde_json::to_string(&status)?);
+        } else if arguments.json {
+            table::print_json(&status)?;
+        } else {
+            print(&status);
+        }
+        if !arguments.watch {
+            return Ok(());
+        }
+        std::io::stdout().flush()?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn status(volume: &str) -> Result<Status, Failure> {
+    let runs = RunDir::from_environment();
+    if let Source::Path(path) = Source::parse(volume).map_err(Failure::usage)?
+        && lookup(&runs, volume)?.is_none()
+    {
+        return Ok(detached(&look(&path)?));
+    }
+    let run = find(&runs, volume)?;
+    let answer = connect(&runs, &run)?.ask(&Request::Status {});
+    let answer = answer.map_err(|error| Failure::new(format_args!("{}: {error}", run.name)))?;
+    Ok(serde_json::from_value(answer)?)
+}
+
+/// What the superblock alone tells.
+fn detached(superblock: &Superblock) -> Status {
+    let geometry = &superblock.geometry;
+    Status {
+        name: superblock.name.clone(),
+        uuid: superblock.uuid.to_string(),
+        state: "detached".to_owned(),
+        size_bytes: geometry.volume_blocks * BLOCK_BYTES as u64,
+        block_size: BLOCK_BYTES as u64,
+        segment_size: geometry.segment_bytes() as u64,
+        slots: u64::from(geometry.slots),
+        working_set_segments: u64::from(geometry.working_set),
+        archive_at: archive_at(superblock.archive_at).to_owned(),
+        archive: ArchiveStatus { store: superblock.backing.clone(), ..ArchiveStatus::default() },
+        epoch: superblock.epoch,
+        ..Status::default()
+    }
+}
+
+pub(crate) fn archive_at(when: ArchiveAt) -> &'static str {
+    match when {
+        ArchiveAt::Seal => "seal",
+        ArchiveAt::Inactive => "inactive",
+    }
+}
+
+fn print(status: &Status) {
+    let size = |bytes: u64| Size(bytes).to_string();
+    let segments = &status.segments;
+    let running = status.state != "detached";
+    let archive = &status.archive;
+    let store = match archive.store.as_str() {
+        "none" => "none: no history is kept".to_owned(),
+        store => format!("{store}, at {}", status.archive_at),
+    };
+    let when = |rows: Vec<(&'static str, String)>| if running { rows } else { Vec::new() };
+    let mut rows = vec![
+        ("volume", format!("{} ({})", status.name, status.uuid)),
+        ("state", status.state.clone()),
+        ("device", status.device.clone().unwrap_or_default()),
+        ("size", size(status.size_bytes)),
+        (
+            "segments",
+            format!(
+                "{} of {}, {} in the working set",
+                status.slots,
+                size(status.segment_size),
+                status.working_set_segments
+            ),
+        ),
+        ("archive", store),
+    ];
+    rows.extend(when(vec![
+        (
+            "now",
+            format!(
+                "{} current, {} active, {} inactive, {} recycle; {} archived",
+                segments.current, segments.active, segments.inactive, segments.recycle, segments.archived
+            ),
+        ),
+        (
+            "log position",
+            format!("{} (durable {}), segment {}", status.position, status.durable_position, status.current_segment),
+        ),
+        (
+            "written",
+            format!(
+                "{} by users, {} to the log; amplification {:.2}",
+                size(status.user_bytes_written),
+                size(status.log_bytes_written),
+                status.write_amplification
+            ),
+        ),
+        ("archived", format!("{}, compressed {:.2} to 1", size(status.bytes_archived), status.compression_ratio)),
+        (
+            "archive lag",
+            format!("{} segments, {}, {:.0} s", archive.queue, size(archive.lag_bytes), archive.lag_seconds),
+        ),
+        ("archive error", archive.error.clone().unwrap_or_default()),
+        ("synch points", status.points.to_string()),
+        ("restorable", restorable(status)),
+        ("throttled", format!("{:.1} s", status.throttled_seconds)),
+        ("read errors", status.read_errors.to_string()),
+    ]));
+    table::print(&rows);
+}
+
+fn restorable(status: &Status) -> String {
+    match (&status.oldest_restorable, &status.newest_restorable) {
+        (Some(oldest), Some(newest)) => format!("from {oldest} to {newest}"),
+        _ => "nothing yet".to_owned(),
+    }
+}

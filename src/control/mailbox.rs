@@ -1,0 +1,116 @@
+//! The owner's mailbox: other threads leave a message, a task of the owner answers it.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use crate::io::Platform;
+use crate::volume::{Point, Status, Volume};
+
+/// Messages that may wait. There are fewer connections than this.
+const MESSAGES_MAX: usize = 64;
+
+/// What the owner can be asked. An answer's sender that is dropped means that the volume is going away.
+#[derive(Debug)]
+pub enum Message {
+    Status {
+        answer: Sender<Status>,
+    },
+    Synch {
+        label: String,
+        info: String,
+        answer: Sender<Result<Point, String>>,
+    },
+    /// Fail the writes that wait for space.
+    FailWaiting,
+    /// Stop serving and close the volume, leaving the device to a later daemon.
+    Leave,
+}
+
+#[derive(Default)]
+struct Inner {
+    messages: VecDeque<Message>,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+/// Messages for the owner.
+#[derive(Default)]
+pub struct Mailbox(Mutex<Inner>);
+
+impl Mailbox {
+    /// Leaves a message. False when the box is closed or full: then the answer will not come.
+    pub fn send(&self, message: Message) -> bool {
+        let waker = {
+            let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if inner.closed || inner.messages.len() >= MESSAGES_MAX {
+                return false;
+            }
+            inner.messages.push_back(message);
+            inner.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// The next message; none when the box has been closed.
+    pub async fn next(&self) -> Option<Message> {
+        poll_fn(|context| {
+            let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match inner.messages.pop_front() {
+                Some(message) => Poll::Ready(Some(message)),
+                None if inner.closed => Poll::Ready(None),
+                None => {
+                    inner.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Takes no more messages and drops those that wait, which tells their senders.
+    pub fn close(&self) {
+        let (waker, messages) = {
+            let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.closed = true;
+            (inner.waker.take(), std::mem::take(&mut inner.messages))
+        };
+        drop(messages);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// The owner's side: answers messages until the mailbox is closed. Sets `leaving` when told to leave. A synch runs as a
+/// task of its own, since it waits for the disk and status must not.
+pub async fn attend<P: Platform>(
+    platform: P,
+    volume: Volume<P>,
+    mailbox: std::sync::Arc<Mailbox>,
+    leaving: Rc<Cell<bool>>,
+) {
+    while let Some(message) = mailbox.next().await {
+        match message {
+            Message::Status { answer } => {
+                let _ = answer.send(volume.status());
+            }
+            Message::Synch { label, info, answer } => {
+                let volume = volume.clone();
+                platform.spawn(async move {
+                    let point = volume.synch(label, info).await;
+                    let _ = answer.send(point.map_err(|error| error.to_string()));
+                });
+            }
+            Message::FailWaiting => volume.fail_waiting(),
+            Message::Leave => leaving.set(true),
+        }
+    }
+}

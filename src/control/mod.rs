@@ -1,0 +1,20 @@
+//! Everything that is said to a running volume, and what is known of it from outside.
+//!
+//! Threads of this module only pass messages: a connection of the socket puts a [`Message`] into the owner's [`Mailbox`]
+//! or an [`Order`] into the main thread's channel, and waits for the answer.
+
+mod client;
+mod mailbox;
+mod protocol;
+mod run_files;
+mod socket;
+mod superblocks;
+mod usage;
+
+pub use client::{Client, ClientError};
+pub use mailbox::{Mailbox, Message, attend};
+pub use protocol::{LINE_BYTES_MAX, Reply, Request, Wait};
+pub use run_files::{RunDir, RunFile};
+pub use socket::{Order, Socket};
+pub use superblocks::{SuperblockError, read_superblock, wipe_superblocks, write_superblocks};
+pub use usage::{User, users};

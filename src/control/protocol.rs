@@ -1,0 +1,122 @@
+//! The language of the control socket: one JSON object a line, one line back for each.
+//!
+//! ```text
+//! {"command":"status"}                                             {"ok":{"name":"db","state":"live",...}}
+//! {"command":"synch","label":"before upgrade","wait":"durable"}    {"ok":{"id":"p42","position":1234,...}}
+//! {"command":"detach","force":false}                               {"error":"mounted at /mnt"}
+//! ```
+//!
+//! The answer to `detach` comes when the volume is closed and its device is gone. Lines end at [`LINE_BYTES_MAX`].
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::volume::Point;
+
+/// Bytes of a request's line, and of a reply's.
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    Status {},
+    Synch {
+        #[serde(default)]
+        label: String,
+        #[serde(default)]
+        info: String,
+        #[serde(default)]
+        wait: Wait,
+    },
+    Detach {
+        #[serde(default)]
+        force: bool,
+    },
+}
+
+/// When a synch is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// When the mark is durable on the primary.
+    #[default]
+    Durable,
+}
+
+/// One line back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    Ok(Value),
+    Error(String),
+}
+
+impl Request {
+    /// The request in `line`.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the asker.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))
+    }
+}
+
+impl Reply {
+    /// The reply as a line.
+    pub fn line(&self) -> Vec<u8> {
+        let mut line =
+            serde_json::to_vec(self).unwrap_or_else(|_| br#"{"error":"the reply cannot be written"}"#.to_vec());
+        line.push(b'\n');
+        line
+    }
+}
+
+/// A synch point as all commands report it.
+pub(super) fn point(point: &Point) -> Value {
+    json!({
+        "id": format!("p{}", point.point),
+        "label": point.label,
+        "time": rfc3339(point.time_ns),
+        "position": point.position.0,
+        "consistency": "application-consistent",
+        "info": point.info,
+        "where": ["primary"],
+        "pinned": false,
+    })
+}
+
+fn rfc3339(time_ns: i64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(time_ns)).map_or_else(|_| String::new(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_head_of_this_file_says() {
+        assert_eq!(Request::parse(br#"{"command":"status"}"#), Ok(Request::Status {}));
+        let synch = Request::parse(br#"{"command":"synch","label":"x","wait":"durable"}"#);
+        assert_eq!(synch, Ok(Request::Synch { label: "x".into(), info: String::new(), wait: Wait::Durable }));
+        assert_eq!(Request::parse(br#"{"command":"detach","force":true}"#), Ok(Request::Detach { force: true }));
+    }
+
+    #[test]
+    fn anything_else_is_an_error_and_no_panic() {
+        for line in
+            [&b"{"[..], b"", b"\xff\xfe", b"[]", b"{\"command\":\"format\"}", b"{\"command\":\"status\",\"x\":1}"]
+        {
+            assert!(Request::parse(line).is_err(), "{line:?}");
+        }
+        let deep = [b"[".repeat(50_000), b"]".repeat(50_000)].concat();
+        assert!(Request::parse(&deep).is_err());
+    }
+
+    #[test]
+    fn replies_are_one_line() {
+        let line = Reply::Error("two\nlines".into()).line();
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(Reply::Ok(json!({"a": 1})).line(), b"{\"ok\":{\"a\":1}}\n");
+    }
+}

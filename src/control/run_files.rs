@@ -1,0 +1,175 @@
+//! What a running volume leaves in `/run/salvol`: `NAME.json` says who serves what, `NAME.sock` is its control socket,
+//! `NAME.log` its log. `/dev/salvol/NAME` links to the device.
+//!
+//! The files outlive a daemon that dies; then they are what `recover` goes by.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Names the directory of run files in place of `/run/salvol`, for tests.
+const DIRECTORY_VARIABLE: &str = "SALVOL_RUN_DIR";
+const DIRECTORY: &str = "/run/salvol";
+const LINKS: &str = "/dev/salvol";
+
+/// Who serves a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFile {
+    pub name: String,
+    pub uuid: String,
+    pub pid: u32,
+    /// Absolute.
+    pub primary: PathBuf,
+    /// The number of the ublk device.
+    pub id: u32,
+    /// Its node.
+    pub device: PathBuf,
+    pub backing: String,
+    /// When the daemon went live, RFC 3339.
+    pub started: String,
+    /// How it was attached, for `recover`.
+    pub read_only: bool,
+    #[serde(default)]
+    pub socket_group: Option<String>,
+}
+
+/// The directory of run files.
+#[derive(Debug, Clone)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    /// `/run/salvol`, or what `SALVOL_RUN_DIR` says.
+    pub fn from_environment() -> Self {
+        Self(std::env::var_os(DIRECTORY_VARIABLE).map_or_else(|| PathBuf::from(DIRECTORY), PathBuf::from))
+    }
+
+    /// Makes the directory, 0755, when it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o755).create(&self.0)
+    }
+
+    /// The control socket of volume `name`.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.sock"))
+    }
+
+    /// The log of the daemon of volume `name`.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.log"))
+    }
+
+    fn json(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.json"))
+    }
+
+    /// Writes a run file, at once or not at all, and the link to the device.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the link is best effort.
+    pub fn write(&self, run: &RunFile) -> io::Result<()> {
+        let path = self.json(&run.name);
+        let aside = path.with_extension("json.new");
+        let _ = fs::remove_file(&aside);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        serde_json::to_writer_pretty(&mut file, run)?;
+        file.write_all(b"\n")?;
+        fs::rename(&aside, &path)?;
+        let link = Path::new(LINKS).join(&run.name);
+        let linked = DirBuilder::new().recursive(true).mode(0o755).create(LINKS).and_then(|()| {
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&run.device, &link)
+        });
+        if let Err(error) = linked {
+            log::warn!("{}: no link to the device: {error}", link.display());
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Self::write`] wrote, and the socket of a dead daemon. The log stays.
+    pub fn remove(&self, name: &str) {
+        let _ = fs::remove_file(self.json(name));
+        let _ = fs::remove_file(self.socket(name));
+        let _ = fs::remove_file(Path::new(LINKS).join(name));
+    }
+
+    /// Every run file that can be read, by name.
+    pub fn all(&self) -> Vec<RunFile> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let read = |entry: fs::DirEntry| {
+            let path = entry.path();
+            if path.extension()? != "json" {
+                return None;
+            }
+            let run = File::open(&path).and_then(|file| Ok(serde_json::from_reader::<_, RunFile>(file)?));
+            match run {
+                // A file that lies about its name would lead `remove` astray.
+                Ok(run) if path.file_stem()? == run.name.as_str() => Some(run),
+                Ok(_) => None,
+                // Another user's: that user may not look, and whatever is done with the volume will say so.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+                Err(error) => {
+                    log::warn!("{}: {error}", path.display());
+                    None
+                }
+            }
+        };
+        let mut all: Vec<RunFile> = entries.filter_map(read).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Whether the daemon of `run` lives: somebody listens at its socket.
+    pub fn is_served(&self, run: &RunFile) -> bool {
+        match UnixStream::connect(self.socket(&run.name)) {
+            Ok(_) => true,
+            // Who may not connect still sees the process.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Path::new(&format!("/proc/{}", run.pid)).exists()
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(name: &str) -> RunFile {
+        RunFile {
+            name: name.to_owned(),
+            uuid: String::new(),
+            pid: 1,
+            primary: PathBuf::from("/p"),
+            id: 0,
+            device: PathBuf::from("/dev/ublkb0"),
+            backing: "none".to_owned(),
+            started: String::new(),
+            read_only: false,
+            socket_group: None,
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_run_file_is_passed_over() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runs = RunDir(directory.path().to_owned());
+        for (name, text) in [
+            ("half.json", "{\"name\":".to_owned()),
+            ("liar.json", serde_json::to_string(&run("../../etc/x")).expect("json")),
+            ("good.json", serde_json::to_string(&run("good")).expect("json")),
+            ("good.sock", String::new()),
+        ] {
+            fs::write(directory.path().join(name), text).expect("written");
+        }
+        assert_eq!(runs.all(), [run("good")]);
+        assert!(!runs.is_served(&run("good")));
+    }
+}

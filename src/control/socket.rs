@@ -1,0 +1,182 @@
+//! The control socket: a thread that listens, a thread for each connection, a bound on both.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::protocol::{self, LINE_BYTES_MAX, Reply, Request};
+use super::{Mailbox, Message};
+
+/// Connections at a time. Agents keep one each; more than this is somebody's mistake.
+const CONNECTIONS_MAX: usize = 32;
+/// A connection that takes nothing for so long is closed.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the end of the process waits for the last replies.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the main thread is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Stop the device and end. The answer comes at the end.
+    Detach { force: bool, answer: Sender<Result<(), String>> },
+    /// A signal asks the process to end.
+    Signal(i32),
+    /// The owner has closed the volume: because its queue was stopped, or else because it could not go on.
+    Ended { stopped: bool },
+}
+
+/// A socket that listens; removed when dropped.
+pub struct Socket {
+    path: PathBuf,
+    desk: Arc<Desk>,
+}
+
+/// What a connection needs to do its work.
+struct Desk {
+    mailbox: Arc<Mailbox>,
+    orders: Sender<Order>,
+    device: String,
+    connections: AtomicUsize,
+    /// Requests that have no reply yet.
+    busy: AtomicUsize,
+}
+
+impl Socket {
+    /// Listens at `path`, mode 0600, or 0660 with `group`. Requests go to `mailbox` and `orders`.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn listen(
+        path: &Path,
+        group: Option<u32>,
+        device: String,
+        mailbox: Arc<Mailbox>,
+        orders: Sender<Order>,
+    ) -> io::Result<Self> {
+        // Whoever listened here is dead: the primary's lock is ours.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Made aside and renamed, so that nobody connects before the mode is right.
+        let aside = path.with_extension("sock.new");
+        let _ = fs::remove_file(&aside);
+        let listener = UnixListener::bind(&aside)?;
+        let mode = if group.is_some() { 0o660 } else { 0o600 };
+        if group.is_some() {
+            std::os::unix::fs::chown(&aside, None, group)?;
+        }
+        fs::set_permissions(&aside, fs::Permissions::from_mode(mode))?;
+        fs::rename(&aside, path)?;
+        let desk =
+            Arc::new(Desk { mailbox, orders, device, connections: AtomicUsize::new(0), busy: AtomicUsize::new(0) });
+        let its_desk = Arc::clone(&desk);
+        std::thread::Builder::new().name("control".to_owned()).spawn(move || accept(&listener, &its_desk))?;
+        Ok(Self { path: path.to_owned(), desk })
+    }
+
+    /// Lets replies that are on their way arrive before the process ends.
+    pub fn settle(&self) {
+        let deadline = Instant::now() + SETTLE_PATIENCE;
+        while self.desk.busy.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn accept(listener: &UnixListener, desk: &Arc<Desk>) {
+    for stream in listener.incoming() {
+        let mut stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                log::warn!("control socket: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let _ = stream.set_write_timeout(Some(WRITE_PATIENCE));
+        if desk.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+            desk.connections.fetch_sub(1, Ordering::Relaxed);
+            let _ = stream.write_all(&Reply::Error("too many connections".to_owned()).line());
+            continue;
+        }
+        let its_desk = Arc::clone(desk);
+        let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
+            converse(stream, &its_desk);
+            its_desk.connections.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(error) = spawned {
+            log::warn!("control socket: no thread for a connection: {error}");
+            desk.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Answers the requests of one connection until it ends or breaks the rules.
+fn converse(mut stream: UnixStream, desk: &Desk) {
+    let Ok(reading) = stream.try_clone() else { return };
+    let mut reader = BufReader::new(reading);
+    loop {
+        let mut line = Vec::new();
+        match reader.by_ref().take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let whole = line.last() == Some(&b'\n');
+        desk.busy.fetch_add(1, Ordering::AcqRel);
+        let reply = if whole || line.len() < LINE_BYTES_MAX {
+            Request::parse(&line).and_then(|request| answer(request, desk))
+        } else {
+            Err(format!("a line has more than {LINE_BYTES_MAX} bytes"))
+        };
+        let reply = reply.map_or_else(Reply::Error, Reply::Ok);
+        let written = stream.write_all(&reply.line());
+        desk.busy.fetch_sub(1, Ordering::AcqRel);
+        if written.is_err() || !whole {
+            return;
+        }
+    }
+}
+
+fn answer(request: Request, desk: &Desk) -> Result<Value, String> {
+    let gone = || "the volume is being detached".to_owned();
+    match request {
+        Request::Status {} => {
+            let (sender, receiver) = channel();
+            if !desk.mailbox.send(Message::Status { answer: sender }) {
+                return Err(gone());
+            }
+            let mut status = receiver.recv().map_err(|_| gone())?;
+            status.device = Some(desk.device.clone());
+            serde_json::to_value(status).map_err(|error| error.to_string())
+        }
+        Request::Synch { label, info, wait: _ } => {
+            let (sender, receiver) = channel();
+            if !desk.mailbox.send(Message::Synch { label, info, answer: sender }) {
+                return Err(gone());
+            }
+            let point = receiver.recv().map_err(|_| gone())??;
+            Ok(protocol::point(&point))
+        }
+        Request::Detach { force } => {
+            let (sender, receiver) = channel();
+            desk.orders.send(Order::Detach { force, answer: sender }).map_err(|_| gone())?;
+            receiver.recv().map_err(|_| gone())??;
+            Ok(serde_json::json!({ "detached": desk.device }))
+        }
+    }
+}

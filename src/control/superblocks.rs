@@ -1,0 +1,87 @@
+//! Both copies of the superblock of a primary that nobody serves.
+
+use std::io;
+
+use crate::format::{BLOCK_BYTES, FormatError, Superblock};
+use crate::io::{Buffer, Device};
+
+/// Why there is no superblock to go by.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperblockError {
+    #[error("not a salvol volume: neither the first block nor the last holds a superblock; `salvol create` makes one")]
+    None,
+    #[error("{0}")]
+    OtherVersion(FormatError),
+    #[error("both superblocks are damaged ({0}); `salvol rebuild` makes a new primary from the archive")]
+    Damaged(FormatError),
+    #[error("the superblock cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("the volume was made for {need} bytes, the primary has {have}: it was cut short")]
+    CutShort { need: u64, have: u64 },
+}
+
+impl SuperblockError {
+    /// Whether something is there and is damaged.
+    pub fn is_corruption(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::CutShort { .. })
+    }
+}
+
+/// The better copy of the superblock on `device`. A block that cannot be read counts as damaged.
+///
+/// # Errors
+/// See [`SuperblockError`].
+pub async fn read_superblock(device: &impl Device) -> Result<Superblock, SuperblockError> {
+    let bytes = device.bytes();
+    if bytes < 2 * BLOCK_BYTES as u64 {
+        return Err(SuperblockError::None);
+    }
+    let first = read_block(device, 0).await;
+    let copy = read_block(device, bytes - BLOCK_BYTES as u64).await;
+    if let (Err(error), Err(_)) = (&first, &copy) {
+        return Err(io::Error::new(error.kind(), error.to_string()).into());
+    }
+    let [first, copy] = [first, copy].map(Result::unwrap_or_default);
+    let superblock = match Superblock::choose(&first, &copy) {
+        Ok((superblock, _)) => superblock,
+        Err(FormatError::Magic { .. } | FormatError::Length { .. }) => return Err(SuperblockError::None),
+        Err(error @ (FormatError::Version { .. } | FormatError::Features { .. })) => {
+            return Err(SuperblockError::OtherVersion(error));
+        }
+        Err(error) => return Err(SuperblockError::Damaged(error)),
+    };
+    let need = superblock.geometry.primary_blocks * BLOCK_BYTES as u64;
+    if need > bytes {
+        return Err(SuperblockError::CutShort { need, have: bytes });
+    }
+    Ok(superblock)
+}
+
+/// Writes both copies of `superblock`, durably.
+///
+/// # Errors
+/// The I/O error.
+pub async fn write_superblocks(device: &impl Device, superblock: &Superblock) -> io::Result<()> {
+    let block = Buffer::new(BLOCK_BYTES)?;
+    block.copy_from(0, &superblock.encode());
+    device.write(superblock.geometry.copy_at(), block.clone()).await?;
+    device.write(0, block).await?;
+    device.flush().await
+}
+
+/// Overwrites both copies of the superblock with zeros, durably: the volume is gone.
+///
+/// # Errors
+/// The I/O error.
+pub async fn wipe_superblocks(device: &impl Device, copy_at: u64) -> io::Result<()> {
+    let zeros = Buffer::new(BLOCK_BYTES)?;
+    device.write(0, zeros.clone()).await?;
+    device.write(copy_at, zeros).await?;
+    device.flush().await
+}
+
+async fn read_block(device: &impl Device, offset: u64) -> io::Result<Vec<u8>> {
+    let block = Buffer::new(BLOCK_BYTES)?;
+    device.read(offset, block.clone()).await?;
+    Ok(block.bytes().to_vec())
+}
