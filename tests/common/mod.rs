@@ -1,0 +1,498 @@
+//! A volume on a simulated disk, users that hammer it, and a model that knows what it may contain.
+#![allow(dead_code, clippy::unwrap_used, reason = "shared by several test programs; a panic is the failure")]
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use salvol::archive::{ArchivedSegment, MemoryStore, Store};
+use salvol::format::*;
+use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
+use salvol::io::{Buffer, Platform};
+use salvol::log::{replay, scan};
+use salvol::volume::{OpenOptions, Operation, Point, Request, RequestError, Volume};
+
+/// A volume's shape for a test.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub segment_blocks: u32,
+    pub working_set: u32,
+    pub slots: u32,
+    pub volume_blocks: u64,
+    pub archive_at: ArchiveAt,
+    /// Whether there is a store.
+    pub backing: bool,
+}
+
+impl Shape {
+    pub fn superblock(&self) -> Superblock {
+        let mut dice = Dice::new(77);
+        let mut random = || {
+            let mut bytes = [0; 32];
+            bytes.fill_with(|| dice.bits() as u8);
+            bytes
+        };
+        let id = |bytes: [u8; 32]| Uuid::from_random(bytes[..16].try_into().unwrap());
+        let slots_end = u64::from(FIRST_SLOT_BLOCK) + u64::from(self.slots) * u64::from(self.segment_blocks);
+        Superblock {
+            uuid: id(random()),
+            history: id(random()),
+            parent_history: Uuid::default(),
+            fork_position: Position(0),
+            key: Key(random()),
+            generation: 1,
+            epoch: 0,
+            created_ns: 0,
+            geometry: Geometry {
+                primary_blocks: slots_end + 1,
+                volume_blocks: self.volume_blocks,
+                segment_blocks: self.segment_blocks,
+                slots: self.slots,
+                working_set: self.working_set,
+            },
+            archive_at: self.archive_at,
+            compression: Compression::Auto,
+            clean_close: None,
+            name: "test".to_owned(),
+            backing: if self.backing { "dir:/memory" } else { "none" }.to_owned(),
+        }
+    }
+
+    /// A disk with a new volume on it.
+    pub fn disk(&self) -> SimulatedDisk {
+        let superblock = self.superblock();
+        superblock.geometry.check().unwrap();
+        let disk = SimulatedDisk::new(superblock.geometry.primary_blocks * BLOCK_BYTES as u64);
+        disk.poke(0, &superblock.encode());
+        disk.poke(superblock.geometry.copy_at(), &superblock.encode());
+        disk
+    }
+}
+
+/// Where a test keeps its archive.
+pub fn store_of(shape: &Shape) -> Option<Arc<MemoryStore>> {
+    shape.backing.then(|| Arc::new(MemoryStore::new()))
+}
+
+pub fn as_store(store: &Option<Arc<MemoryStore>>) -> Option<Arc<dyn Store>> {
+    store.clone().map(|store| store as Arc<dyn Store>)
+}
+
+/// One version of a block: what a write, trim or zeroing made of it.
+#[derive(Debug, Clone, Copy)]
+struct Version {
+    /// 0 is zeros.
+    stamp: u64,
+    issued: u64,
+    acknowledged: Option<u64>,
+}
+
+/// What the users did, by a clock of its own that ticks with each event.
+#[derive(Default)]
+pub struct Model {
+    clock: Cell<u64>,
+    stamps: Cell<u64>,
+    versions: RefCell<HashMap<u64, Vec<Version>>>,
+    busy: RefCell<HashSet<u64>>,
+    /// Everything acknowledged before this moment is durable.
+    durable_before: Cell<u64>,
+    pub points: RefCell<Vec<(Point, BTreeMap<u64, u64>)>>,
+    pub operations: Cell<u64>,
+}
+
+fn fill(block: u64, stamp: u64, bytes: &mut [u8]) {
+    if stamp == 0 {
+        return bytes.fill(0);
+    }
+    let mut dice = Dice::new(block << 32 ^ stamp);
+    for chunk in bytes[16..].chunks_mut(64) {
+        let word = dice.bits().to_le_bytes();
+        chunk.iter_mut().zip(word.iter().cycle()).for_each(|(byte, source)| *byte = *source);
+    }
+    bytes[..8].copy_from_slice(&block.to_le_bytes());
+    bytes[8..16].copy_from_slice(&stamp.to_le_bytes());
+}
+
+/// The stamp in a block's bytes; panics when the bytes are not those that belong to it.
+pub fn stamp_of(block: u64, bytes: &[u8]) -> u64 {
+    let stamp =
+        if bytes.iter().all(|byte| *byte == 0) { 0 } else { u64::from_le_bytes(bytes[8..16].try_into().unwrap()) };
+    let mut expected = vec![0; BLOCK_BYTES];
+    fill(block, stamp, &mut expected);
+    assert!(bytes == expected, "block {block} holds bytes that nobody wrote to it");
+    stamp
+}
+
+impl Model {
+    fn tick(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    fn begin(&self, blocks: std::ops::Range<u64>, stamp: u64) {
+        let issued = self.tick();
+        for block in blocks {
+            let version = Version { stamp, issued, acknowledged: None };
+            self.versions.borrow_mut().entry(block).or_default().push(version);
+        }
+    }
+
+    fn end(&self, blocks: std::ops::Range<u64>) {
+        let now = self.tick();
+        for block in blocks {
+            self.versions.borrow_mut().get_mut(&block).unwrap().last_mut().unwrap().acknowledged = Some(now);
+        }
+    }
+
+    /// The newest acknowledged stamp of every block.
+    pub fn state(&self) -> BTreeMap<u64, u64> {
+        let versions = self.versions.borrow();
+        let newest = |list: &Vec<Version>| {
+            list.iter().rev().find(|version| version.acknowledged.is_some()).map_or(0, |v| v.stamp)
+        };
+        versions.iter().map(|(block, list)| (*block, newest(list))).filter(|(_, stamp)| *stamp != 0).collect()
+    }
+
+    fn take(&self, dice: &mut Dice, volume_blocks: u64, most: u64) -> Option<std::ops::Range<u64>> {
+        let count = 1 + dice.below(most);
+        let first = dice.below(volume_blocks - count + 1);
+        let blocks = first..first + count;
+        let mut busy = self.busy.borrow_mut();
+        if blocks.clone().any(|block| busy.contains(&block)) {
+            return None;
+        }
+        busy.extend(blocks.clone());
+        Some(blocks)
+    }
+
+    fn give(&self, blocks: std::ops::Range<u64>) {
+        let mut busy = self.busy.borrow_mut();
+        blocks.for_each(|block| {
+            busy.remove(&block);
+        });
+    }
+
+    /// Checks what a machine finds after the power went (`everything` false) or only the daemon died (true), and goes
+    /// on from there: versions that did not survive are forgotten.
+    pub fn settle(&self, found: &BTreeMap<u64, u64>, everything: bool) {
+        let mut versions = self.versions.borrow_mut();
+        let mut horizon = self.durable_before.get();
+        let mut kept = HashMap::new();
+        for (block, list) in versions.iter() {
+            let stamp = found.get(block).copied().unwrap_or(0);
+            // Zeros may be any zeroing, or the state before everything: take the newest that fits.
+            let rank = list.iter().rposition(|version| version.stamp == stamp);
+            if let Some(rank) = rank {
+                if stamp != 0 {
+                    horizon = horizon.max(list[rank].issued);
+                }
+                kept.insert(*block, rank as i64);
+            } else {
+                assert_eq!(stamp, 0, "block {block} holds a stamp that was never written");
+                kept.insert(*block, -1);
+            }
+        }
+        for (block, list) in versions.iter_mut() {
+            let rank = kept[block];
+            for (number, version) in list.iter().enumerate() {
+                let Some(acknowledged) = version.acknowledged else { continue };
+                let must = everything || acknowledged < horizon;
+                assert!(
+                    !must || number as i64 <= rank,
+                    "block {block}: version {number} (acknowledged at {acknowledged}, horizon {horizon}) is gone, rank {rank} of {list:?}"
+                );
+            }
+            list.truncate((rank + 1) as usize);
+            list.iter_mut().for_each(|version| version.acknowledged = Some(version.acknowledged.unwrap_or(0)));
+        }
+        self.busy.borrow_mut().clear();
+        self.points.borrow_mut().retain(|_| true);
+    }
+}
+
+pub type SimVolume = Volume<SimulatedPlatform>;
+
+/// How often users do what, in percent; the rest are writes of one to a few blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Mix {
+    pub reads: u64,
+    pub trims: u64,
+    pub flushes: u64,
+    pub fua: u64,
+    pub synchs: u64,
+    pub write_blocks: u64,
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self { reads: 15, trims: 8, flushes: 4, fua: 4, synchs: 1, write_blocks: 6 }
+    }
+}
+
+/// One user: does `operations` operations, one after the other.
+pub async fn user(
+    volume: SimVolume,
+    model: Rc<Model>,
+    mut dice: Dice,
+    operations: u64,
+    mix: Mix,
+) -> Result<(), RequestError> {
+    let blocks = volume.geometry().volume_blocks;
+    for _ in 0..operations {
+        let kind = dice.below(100);
+        let mut edge = 0;
+        let mut is = |percent: u64| {
+            edge += percent;
+            kind < edge
+        };
+        if is(mix.reads) {
+            read(&volume, &model, &mut dice, blocks).await?;
+        } else if is(mix.trims) {
+            trim(&volume, &model, &mut dice, blocks).await?;
+        } else if is(mix.flushes) {
+            flush(&volume, &model).await?;
+        } else if is(mix.synchs) {
+            let label = format!("label {}", model.tick());
+            let before = model.tick();
+            let quiet = model.busy.borrow().is_empty();
+            let state = model.state();
+            let point = volume.synch(label, String::new()).await?;
+            model.durable_before.set(model.durable_before.get().max(before));
+            if quiet && model.busy.borrow().is_empty() && model.state() == state {
+                model.points.borrow_mut().push((point, state));
+            }
+        } else {
+            write(&volume, &model, &mut dice, blocks, mix).await?;
+        }
+        model.operations.set(model.operations.get() + 1);
+    }
+    Ok(())
+}
+
+async fn write(volume: &SimVolume, model: &Model, dice: &mut Dice, blocks: u64, mix: Mix) -> Result<(), RequestError> {
+    let Some(range) = model.take(dice, blocks, mix.write_blocks) else { return Ok(()) };
+    model.stamps.set(model.stamps.get() + 1);
+    let stamp = model.stamps.get();
+    let count = (range.end - range.start) as u32;
+    let buffer = Buffer::new(count as usize * BLOCK_BYTES).unwrap();
+    for rank in 0..count {
+        buffer
+            .part(rank as usize * BLOCK_BYTES, BLOCK_BYTES)
+            .write(|bytes| fill(range.start + u64::from(rank), stamp, bytes));
+    }
+    let fua = dice.percent(mix.fua);
+    model.begin(range.clone(), stamp);
+    let before = model.tick();
+    let request = Request { operation: Operation::Write { fua }, block: Block(range.start), blocks: count, buffer };
+    volume.serve(&request).await?;
+    model.end(range.clone());
+    if fua {
+        model.durable_before.set(model.durable_before.get().max(before));
+    }
+    model.give(range);
+    Ok(())
+}
+
+async fn trim(volume: &SimVolume, model: &Model, dice: &mut Dice, blocks: u64) -> Result<(), RequestError> {
+    let Some(range) = model.take(dice, blocks, 12) else { return Ok(()) };
+    model.begin(range.clone(), 0);
+    let operation = if dice.percent(50) { Operation::Discard } else { Operation::WriteZeroes { fua: false } };
+    let count = (range.end - range.start) as u32;
+    let request = Request { operation, block: Block(range.start), blocks: count, buffer: Buffer::new(0).unwrap() };
+    volume.serve(&request).await?;
+    model.end(range.clone());
+    model.give(range);
+    Ok(())
+}
+
+async fn read(volume: &SimVolume, model: &Model, dice: &mut Dice, blocks: u64) -> Result<(), RequestError> {
+    let Some(range) = model.take(dice, blocks, 16) else { return Ok(()) };
+    let found = read_range(volume, range.clone()).await?;
+    let state = model.state();
+    for (block, stamp) in found {
+        assert_eq!(stamp, state.get(&block).copied().unwrap_or(0), "block {block} reads as something else");
+    }
+    model.give(range);
+    Ok(())
+}
+
+async fn flush(volume: &SimVolume, model: &Model) -> Result<(), RequestError> {
+    let before = model.tick();
+    let request = Request { operation: Operation::Flush, block: Block(0), blocks: 0, buffer: Buffer::new(0).unwrap() };
+    volume.serve(&request).await?;
+    model.durable_before.set(model.durable_before.get().max(before));
+    Ok(())
+}
+
+async fn read_range(volume: &SimVolume, range: std::ops::Range<u64>) -> Result<Vec<(u64, u64)>, RequestError> {
+    let count = (range.end - range.start) as u32;
+    let buffer = Buffer::new(count as usize * BLOCK_BYTES).unwrap();
+    buffer.write(|bytes| bytes.fill(0xee));
+    let request =
+        Request { operation: Operation::Read, block: Block(range.start), blocks: count, buffer: buffer.clone() };
+    volume.serve(&request).await?;
+    let stamps = buffer.bytes().chunks(BLOCK_BYTES).zip(range).map(|(bytes, block)| (block, stamp_of(block, bytes)));
+    Ok(stamps.collect())
+}
+
+/// Every block's stamp, zeros left out.
+pub async fn read_all(volume: &SimVolume) -> Result<BTreeMap<u64, u64>, RequestError> {
+    let blocks = volume.geometry().volume_blocks;
+    let mut all = BTreeMap::new();
+    let mut at = 0;
+    while at < blocks {
+        let end = (at + 16).min(blocks);
+        all.extend(read_range(volume, at..end).await?.into_iter().filter(|(_, stamp)| *stamp != 0));
+        at = end;
+    }
+    Ok(all)
+}
+
+/// Opens the volume on a new machine.
+pub fn open(
+    platform: &SimulatedPlatform,
+    store: &Option<Arc<MemoryStore>>,
+) -> Option<Result<SimVolume, salvol::volume::OpenError>> {
+    let (machine, device, store) = (platform.clone(), platform.device(), as_store(store));
+    platform.block_on(async move { Volume::open(machine, device, store, OpenOptions::default()).await })
+}
+
+/// Runs `users` users with `operations` operations each, until they end or the machine does.
+pub fn hammer(
+    platform: &SimulatedPlatform,
+    volume: &SimVolume,
+    model: &Rc<Model>,
+    seed: u64,
+    users: u64,
+    operations: u64,
+    mix: Mix,
+) -> Ended {
+    let left = Rc::new(Cell::new(users));
+    for number in 0..users {
+        let (volume, model, left) = (volume.clone(), Rc::clone(model), Rc::clone(&left));
+        let dice = Dice::new(seed.wrapping_mul(1009).wrapping_add(number));
+        platform.spawn(async move {
+            user(volume, model, dice, operations, mix).await.unwrap();
+            left.set(left.get() - 1);
+        });
+    }
+    platform.run(|| left.get() == 0)
+}
+
+/// All that is known of the log at rest: every segment's summary, from archive and primary.
+pub fn whole_log(
+    disk: &SimulatedDisk,
+    shape: &Shape,
+    store: &Option<Arc<MemoryStore>>,
+) -> BTreeMap<SegmentNumber, Summary> {
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let device = platform.device();
+    let volume = shape.superblock();
+    let superblock = {
+        let device = device.clone();
+        platform.block_on(async move { scan::superblock(&device).await.unwrap().unwrap().0 }).unwrap()
+    };
+    assert_eq!(superblock.uuid, volume.uuid);
+    let mut segments = BTreeMap::new();
+    if let Some(store) = as_store(store) {
+        for (name, _) in store.list().unwrap() {
+            let object = ArchivedSegment::open(&store, &name, Some(&volume)).unwrap();
+            segments.insert(name.segment, object.summary().clone());
+        }
+    }
+    let tail = platform.block_on(async move {
+        let tail = replay::find_tail(&device, &superblock, None).await.unwrap();
+        let Some(tail) = tail else { return Vec::new() };
+        let mut all = vec![tail.walk.summary.clone()];
+        // Older ones may wait for the archiver, or be about to be overwritten: those are in the archive.
+        for found in tail.found.iter().filter(|found| found.header.segment < tail.last.header.segment) {
+            let summary = scan::summary(&device, &superblock, found.slot, found.header.segment).await;
+            match summary {
+                Ok(summary) => all.push(summary),
+                Err(error) => assert!(found.header.segment < tail.oldest_needed(), "{error}"),
+            }
+        }
+        all
+    });
+    for summary in tail.unwrap() {
+        if let Some(archived) = segments.get(&summary.segment) {
+            assert_eq!(archived.last_checksum, summary.last_checksum, "archive and primary differ");
+        }
+        segments.insert(summary.segment, summary);
+    }
+    platform.halt();
+    segments
+}
+
+/// Walks the log from its first batch to its last and checks, at every position: that positions follow each other, that
+/// a copy changes nothing, and that every live block lies in the working set + 1 segments that end there.
+pub fn check_every_position(segments: &BTreeMap<SegmentNumber, Summary>, working_set: u32) -> u64 {
+    let mut newest: HashMap<u64, (SegmentNumber, u32)> = HashMap::new();
+    let mut live: BTreeMap<SegmentNumber, i64> = BTreeMap::new();
+    let mut expected: Option<(SegmentNumber, Position, Checksum)> = None;
+    let mut positions = 0;
+    // Without a store only the end of the log is left.
+    let complete = segments.first_key_value().is_none_or(|(number, _)| number.0 == 1);
+    for (number, summary) in segments {
+        if let Some((segment, position, checksum)) = expected {
+            assert_eq!((*number, summary.first_position, summary.predecessor), (segment, position, checksum));
+        }
+        expected = Some((number.plus(1), summary.last_position().next(), summary.last_checksum));
+        for (position, _, entries) in summary.walk() {
+            for entry in entries {
+                let block = entry.block().0;
+                let mut supersede = |block: u64, to: Option<u32>| {
+                    let old = match to {
+                        Some(crc) => newest.insert(block, (*number, crc)),
+                        None => newest.remove(&block),
+                    };
+                    if to.is_some() {
+                        *live.entry(*number).or_default() += 1;
+                    }
+                    if let Some((segment, _)) = old {
+                        let count = live.get_mut(&segment).unwrap();
+                        *count -= 1;
+                        if *count == 0 {
+                            live.remove(&segment);
+                        }
+                    }
+                    old
+                };
+                match entry.kind().unwrap() {
+                    EntryKind::Write => {
+                        supersede(block, Some(entry.crc()));
+                    }
+                    EntryKind::Copy => {
+                        let old = supersede(block, Some(entry.crc()));
+                        let crc = old.map(|(_, crc)| crc);
+                        let before_all = crc.is_none() && !complete;
+                        assert!(
+                            crc == Some(entry.crc()) || before_all,
+                            "position {position}: the copy of block {block} changes it"
+                        );
+                    }
+                    EntryKind::Trim | EntryKind::Zero => {
+                        (block..block + u64::from(entry.count())).for_each(|block| {
+                            supersede(block, None);
+                        });
+                    }
+                    _ => {}
+                }
+            }
+            positions += 1;
+            if let Some((oldest, _)) = live.first_key_value() {
+                assert!(
+                    oldest.0 + u64::from(working_set) >= number.0,
+                    "position {position} in segment {number} needs segment {oldest}"
+                );
+            }
+        }
+    }
+    positions
+}
+
+/// One block's stamp.
+pub async fn read_block(volume: &SimVolume, block: u64) -> Result<u64, RequestError> {
+    Ok(read_range(volume, block..block + 1).await?[0].1)
+}

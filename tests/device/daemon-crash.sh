@@ -1,0 +1,60 @@
+#!/bin/bash
+# test: the daemon is killed 20 times under verifying I/O: recover loses nothing that was acknowledged, and no I/O hangs
+# limit: 300
+# run: ARCHIVE_AT=seal
+# run-all: ARCHIVE_AT=inactive
+#
+# Two judges at once: fio, whose every block must verify although its daemon died again and again, and the stamping writer,
+# whose last acknowledged step must be there.
+set -euo pipefail
+# shellcheck source=tests/device/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+kills=20
+region=8192 # blocks of each judge: 32 MiB
+
+verify_until_stopped() {
+  while [[ ! -e $WORK/stop ]]; do
+    fio_on_device --name=verify --rw=randwrite --bsrange=4k-256k --iodepth=32 --size=$((region * 4096)) \
+      --verify=crc32c --verify_fatal=1 --verify_state_save=0 || return 1
+  done
+}
+
+# I/O goes on when the writer has recorded more flushes than it had.
+writer_went_on() { [[ $(wc -l <"$WORK/journal/progress") -gt $1 ]]; }
+
+create_volume 80M
+attach_volume
+start_counting
+
+verify_until_stopped &
+verifier=$!
+stamps write "$device" "$WORK/journal" --first-block $region --blocks $region --until "$WORK/stop" &
+writer=$!
+wait_until 30 writer_went_on 2 || fail "the writer does not get going"
+
+killed=0
+while ((killed < kills || $(logged_turns) < 10)); do
+  sleep "$((RANDOM % 2)).$((RANDOM % 10))"
+  kill -0 $verifier || fail "fio gave up before kill $killed"
+  kill -0 $writer || fail "the writer gave up before kill $killed"
+  before=$(wc -l <"$WORK/journal/progress")
+  add_logged
+  kill_daemon_and_recover
+  start_counting
+  killed=$((killed + 1))
+  wait_until 30 writer_went_on $((before + 2)) || fail "I/O hangs after kill $killed"
+done
+say "  killed and recovered $killed times, the log turned over $(logged_turns) times"
+
+touch "$WORK/stop"
+wait $verifier || fail "fio found wrong data"
+wait $writer || fail "the writer failed"
+stamps check "$device" "$WORK/journal" --exact || fail "acknowledged writes were lost"
+
+expect_healthy_status
+detach_volume
+expect_clean_check
+attach_volume
+stamps check "$device" "$WORK/journal" --exact || fail "acknowledged writes were lost at attach"
+detach_volume

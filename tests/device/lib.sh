@@ -1,0 +1,145 @@
+# The device tests' own words. Each test is a story that runs in a guest (or on a host with ublk), as root, with
+#   SALVOL   the program               PRIMARY  the primary: a disk of the guest, or a file
+#   WORK     an empty directory, a host's file system under UML     STORE  a directory for the archive, not yet there
+#   ARCHIVE_AT  seal or inactive       LONG     1 for the longer sizes
+# shellcheck shell=bash
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$WORK" || exit # what tools leave behind goes with it
+ARCHIVE_AT=${ARCHIVE_AT:-seal}
+LONG=${LONG:-0}
+device=
+
+say() { printf '%s\n' "$*"; }
+fail() {
+  printf 'FAILED: %s\n' "$*" >&2
+  exit 1
+}
+skip() {
+  printf 'SKIP: %s\n' "$*"
+  exit 77
+}
+
+# long A B: A in the short run, B with --all.
+long() { if [[ $LONG == 1 ]]; then echo "$2"; else echo "$1"; fi; }
+
+# expect_failure PATTERN COMMAND...: it must fail, and its message must match; no hang, no panic.
+expect_failure() {
+  local pattern=$1 output code=0
+  shift
+  output=$("$@" 2>&1) || code=$?
+  [[ $code != 0 ]] || fail "'$*' succeeded, a failure was expected ($pattern)"
+  [[ $code -lt 124 || $code == 125 ]] || fail "'$*' ended with code $code: $output"
+  grep -Eiq "$pattern" <<<"$output" || fail "'$*' failed with another message than /$pattern/: $output"
+  ! grep -q 'panicked at' <<<"$output" || fail "'$*' panicked: $output"
+  say "  refused as it should be: $(head -n 1 <<<"$output")"
+}
+
+# wait_until SECONDS COMMAND...: until it succeeds, at most that long.
+wait_until() {
+  local end=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < end)) || return 1
+    sleep 0.1
+  done
+}
+
+# ---- A volume -------------------------------------------------------------------------------------------------------------------
+
+# create_volume SIZE [OPTION...]: with 1 MiB segments, so that a small volume has many and the log turns over quickly.
+create_volume() {
+  local size=$1
+  shift
+  "$SALVOL" create "$PRIMARY" --backing "dir:$STORE" --name vol --size "$size" --utilisation 0.6 --spare 16 --segment-size 1M --archive-at "$ARCHIVE_AT" \
+    --force "$@"
+}
+
+# attach_volume: leaves /dev/ublkbN in $device.
+attach_volume() {
+  device=$("$SALVOL" attach "$PRIMARY")
+  [[ -b $device ]] || fail "attach printed '$device', which is no block device"
+}
+
+detach_volume() {
+  "$SALVOL" detach vol
+  [[ ! -b $device ]] || fail "$device is still there after detach"
+  device=
+}
+
+# status FIELD: one figure of the running volume, e.g. status .segments.active
+status() { "$SALVOL" status vol --json | jq -er "$1"; }
+
+daemon_pid() { "$SALVOL" list --json | jq -er '.volumes[] | select(.name == "vol") | .pid'; }
+
+# SIGKILL to the daemon, and the device taken over. The daemon must really be gone: recover may not meet it half dead.
+kill_daemon_and_recover() {
+  local pid
+  pid=$(daemon_pid)
+  kill -KILL "$pid"
+  wait_until 20 process_is_gone "$pid" || fail "daemon $pid is still there 20 s after SIGKILL"
+  timeout 60 "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
+}
+
+process_is_gone() { [[ ! -d /proc/$1 ]] || grep -qs '^State:.Z' "/proc/$1/status"; }
+
+# The number of times the log has gone round the working set since attach, in hundredths.
+log_turns() { status '(.log_bytes_written / (.working_set_segments * .segment_size) * 100 | floor)'; }
+
+# What was logged over several lives of the daemon: call start_counting when one begins, add_logged before it ends.
+logged=0
+start_counting() { counted_from=$(status .log_bytes_written); }
+add_logged() { logged=$((logged + $(status .log_bytes_written) - counted_from)); }
+logged_turns() { echo $((logged / $(status '.working_set_segments * .segment_size'))); }
+
+expect_turns() {
+  local turns
+  turns=$(log_turns)
+  say "  the log turned over $((turns / 100)).$(printf %02d $((turns % 100))) times; write amplification $(status .write_amplification)"
+  ((turns >= $1 * 100)) || fail "the log turned over $((turns / 100)) times only; $1 were wanted"
+}
+
+# Counters that must hold at any time, and the archive catching up.
+expect_healthy_status() {
+  local json
+  json=$("$SALVOL" status vol --json)
+  jq -e '.read_errors == 0 and (.archive.error == null) and .write_amplification >= 1
+    and .log_bytes_written >= .user_bytes_written and .block_size == 4096' <<<"$json" >/dev/null ||
+    fail "the status is not that of a healthy volume: $json"
+}
+
+expect_clean_check() {
+  "$SALVOL" check "$PRIMARY" || fail "salvol check found fault with the primary"
+}
+
+# ---- Judges -----------------------------------------------------------------------------------------------------------------------
+
+# fio_on_device OPTION...: options before the first --name hold for all jobs.
+fio_on_device() {
+  fio --filename="$device" --direct=1 --ioengine=io_uring --eta=never --output="$WORK/fio.log" "$@" || {
+    tail -n 30 "$WORK/fio.log"
+    fail "fio $*"
+  }
+}
+
+# The stamping writer and its checker, with the system's own Python.
+stamps() { /usr/bin/python3 "$here/stamps.py" "$@"; }
+
+# ---- Disks ----------------------------------------------------------------------------------------------------------------------
+
+# make_null_disk NAME MIB CACHE_MIB: a memory disk whose cache is lost with its power; prints its path.
+make_null_disk() {
+  local config=/sys/kernel/config/nullb/$1
+  [[ -d /sys/kernel/config/nullb ]] || skip "this kernel has no configurable null_blk"
+  mkdir "$config"
+  echo 1 >"$config/memory_backed"
+  echo 4096 >"$config/blocksize"
+  echo "$2" >"$config/size"
+  echo "$3" >"$config/cache_size"
+  echo 1 >"$config/discard"
+  echo 1 >"$config/power"
+  wait_until 5 test -b "/dev/$1" || fail "null_blk made no /dev/$1"
+  echo "/dev/$1"
+}
+
+set_null_disk_power() { echo "$2" >"/sys/kernel/config/nullb/$1/power"; }

@@ -1,0 +1,63 @@
+#!/bin/bash
+# test: PostgreSQL with checksums runs pgbench on the volume, loses its daemon once, and pg_amcheck finds nothing
+# limit: 420
+# needs: postgres
+# run-all: ARCHIVE_AT=seal
+set -euo pipefail
+# shellcheck source=tests/device/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+mountpoint=/run/salvol-postgres
+data=$mountpoint/data
+programs=$(find /usr/lib/postgresql -maxdepth 2 -name bin | sort -V | tail -n 1)
+
+# PostgreSQL refuses to run as root.
+as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups env PATH="$programs:$PATH" HOME=/run PGHOST=/run/postgres-socket "$@"; }
+
+start_server() {
+  as_postgres pg_ctl -D $data -w -t 60 -l $data/server.log -o "-k /run/postgres-socket -c listen_addresses=" start >/dev/null ||
+    { cat $data/server.log; fail "PostgreSQL did not start"; }
+}
+stop_server() { as_postgres pg_ctl -D $data -w -m fast stop >/dev/null; }
+
+check_database() {
+  as_postgres pg_amcheck --heapallindexed --install-missing bench || fail "pg_amcheck found corruption $1"
+  say "  pg_amcheck is clean $1"
+}
+
+create_volume 1G
+attach_volume
+mkfs.ext4 -q "$device"
+mkdir -p $mountpoint
+mount "$device" $mountpoint
+install -d -o postgres $data /run/postgres-socket
+
+as_postgres initdb -k -A trust -D $data >/dev/null
+start_server
+as_postgres createdb bench
+as_postgres pgbench -q -i -s 15 bench 2>/dev/null
+as_postgres pgbench -c 8 -j 2 -T 40 bench >"$WORK/pgbench.log" 2>&1 || { cat "$WORK/pgbench.log"; fail "pgbench failed"; }
+say "  $(grep '^tps' "$WORK/pgbench.log")"
+check_database "after pgbench"
+
+# The daemon dies under load: PostgreSQL may wait, it may not notice.
+as_postgres pgbench -c 8 -j 2 -T 20 bench >"$WORK/pgbench.log" 2>&1 &
+load=$!
+sleep 5
+kill_daemon_and_recover
+wait $load || { cat "$WORK/pgbench.log"; fail "pgbench failed when the daemon died"; }
+check_database "after the daemon died under pgbench"
+
+stop_server
+as_postgres pg_checksums --check -D $data >/dev/null || fail "pg_checksums found a bad page"
+umount $mountpoint
+detach_volume
+attach_volume
+mount "$device" $mountpoint
+start_server
+check_database "after detach and attach"
+stop_server
+expect_healthy_status
+umount $mountpoint
+e2fsck -fn "$device" >/dev/null 2>&1 || fail "e2fsck found errors"
+detach_volume

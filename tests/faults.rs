@@ -1,0 +1,288 @@
+//! What breaks, and what happens then: stores that are away, bad sectors, rot, lost superblocks.
+#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
+
+mod common;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use common::*;
+use salvol::format::*;
+use salvol::io::Platform;
+use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
+use salvol::log::replay::ReplayError;
+use salvol::log::{Life, scan};
+use salvol::volume::{OpenError, OpenOptions, Volume};
+
+const SHAPE: Shape = Shape {
+    segment_blocks: 64,
+    working_set: 8,
+    slots: 14,
+    volume_blocks: 250,
+    archive_at: ArchiveAt::Seal,
+    backing: true,
+};
+
+/// P6: with the store away, writers wait, synch events and flushes go on, and when it is back everything is archived.
+#[test]
+fn a_store_that_goes_away_fails_nobody() {
+    for archive_at in [ArchiveAt::Seal, ArchiveAt::Inactive] {
+        let shape = Shape { archive_at, ..SHAPE };
+        let disk = shape.disk();
+        let store = store_of(&shape);
+        let model = Rc::new(Model::default());
+        let platform = SimulatedPlatform::new(3, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let shelf = store.clone().unwrap();
+        shelf.set_error(Some("the disk is full".to_owned()));
+        let (sleeper, marker, marked) = (platform.clone(), volume.clone(), Rc::new(Cell::new(0)));
+        let count = Rc::clone(&marked);
+        platform.spawn(async move {
+            for _ in 0..2 {
+                sleeper.sleep(Duration::from_secs(10)).await;
+                marker.synch("while the store is away".to_owned(), String::new()).await.unwrap();
+                count.set(count.get() + 1);
+            }
+            let status = marker.status();
+            assert_eq!(status.state, "waiting", "{status:?}");
+            assert!(status.archive.error.unwrap().contains("full"));
+            shelf.set_error(None);
+        });
+        assert_eq!(
+            hammer(&platform, &volume, &model, 3, 4, 800, Mix::default()),
+            Ended::Done,
+            "{:#?}",
+            volume.status()
+        );
+        assert_eq!(marked.get(), 2, "the users were done before the store was back: they did not wait");
+        let found = volume.clone();
+        assert_eq!(platform.block_on(async move { read_all(&found).await.unwrap() }).unwrap(), model.state());
+        let waiting = volume.clone();
+        let ended = platform.run(|| waiting.status().archive.queue == 0);
+        assert_eq!(ended, Ended::Done);
+        assert!(volume.status().archive.error.is_none());
+        platform.halt();
+        let segments = whole_log(&disk, &shape, &store);
+        assert_eq!(segments.first_key_value().unwrap().0.0, 1, "everything is in the archive");
+        check_every_position(&segments, shape.working_set);
+    }
+}
+
+/// Without the store and without room, the volume is closed and opened as often as anybody likes.
+#[test]
+fn attach_and_detach_need_no_store() {
+    let disk = SHAPE.disk();
+    let store = store_of(&SHAPE);
+    let model = Rc::new(Model::default());
+    store.as_ref().unwrap().set_error(Some("nobody home".to_owned()));
+    for day in 0..20 {
+        let platform = SimulatedPlatform::new(70 + day, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        if day == 0 {
+            // Until the users wait for ever.
+            let mix = Mix { synchs: 0, ..Mix::default() };
+            for number in 0..4 {
+                let (volume, model) = (volume.clone(), Rc::clone(&model));
+                platform.spawn(async move { drop(user(volume, model, Dice::new(number), 2000, mix).await) });
+            }
+            let waiting = volume.clone();
+            platform.run(|| waiting.status().state == "waiting");
+            let sleeper = platform.clone();
+            platform.block_on(async move { sleeper.sleep(Duration::from_secs(30)).await });
+            assert_eq!(volume.status().state, "waiting");
+        }
+        let closing = volume.clone();
+        let closed = platform.block_on(async move { closing.close().await });
+        assert!(closed.expect("closing does not wait for the store").is_ok(), "day {day}");
+        platform.halt();
+        disk.stop_machine();
+    }
+    store.as_ref().unwrap().set_error(None);
+    let platform = SimulatedPlatform::new(99, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    let reader = volume.clone();
+    let found = platform.block_on(async move { read_all(&reader).await.unwrap() }).unwrap();
+    model.settle(&found, true);
+    assert_eq!(hammer(&platform, &volume, &model, 99, 4, 500, Mix::default()), Ended::Done);
+    platform.halt();
+}
+
+fn written(
+    shape: &Shape,
+    seed: u64,
+) -> (SimulatedDisk, Option<std::sync::Arc<salvol::archive::MemoryStore>>, Rc<Model>) {
+    let disk = shape.disk();
+    let store = store_of(shape);
+    let model = Rc::new(Model::default());
+    let platform = SimulatedPlatform::new(seed, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    assert_eq!(hammer(&platform, &volume, &model, seed, 4, 400, Mix::default()), Ended::Done);
+    let closing = volume.clone();
+    platform.block_on(async move { closing.close().await.unwrap() }).unwrap();
+    platform.halt();
+    (disk, store, model)
+}
+
+/// Rules 2 and 12: a bad sector under a block is read from the archive; without one it is an error, never wrong data, and
+/// the cleaner goes on.
+#[test]
+fn bad_sectors_are_read_from_the_archive() {
+    for backing in [true, false] {
+        let shape = Shape { backing, slots: if backing { 14 } else { 10 }, ..SHAPE };
+        let (disk, store, model) = written(&shape, 8);
+        let platform = SimulatedPlatform::new(9, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let geometry = *volume.geometry();
+        // The data of the oldest active segment that is archived.
+        let slot = volume.log().look(|_, table| {
+            let old = table
+                .segments()
+                .find(|(_, info)| info.life == Life::Active && info.live > 0 && (info.archived || !backing));
+            table.slot_of(old.unwrap().0).unwrap()
+        });
+        disk.fail_reads(geometry.slot_place(slot).plus(1).bytes(), geometry.segment_bytes() as u64 / 2);
+        let reader = volume.clone();
+        let found = platform.block_on(async move { read_all(&reader).await }).unwrap();
+        if backing {
+            assert_eq!(found.unwrap(), model.state());
+        } else {
+            assert!(found.is_err(), "there is no other copy");
+            assert!(volume.status().read_errors > 0);
+        }
+        // Overwriting everything heals it, and the cleaner is not wedged by what it cannot read.
+        let mix = Mix { reads: 0, trims: 0, ..Mix::default() };
+        assert_eq!(hammer(&platform, &volume, &model, 10, 4, 800, mix), Ended::Done);
+        platform.halt();
+    }
+}
+
+/// A flipped bit under a block is never handed out.
+#[test]
+fn rot_is_never_handed_out() {
+    let (disk, store, model) = written(&SHAPE, 21);
+    let volume = SHAPE.superblock();
+    let mut dice = Dice::new(5);
+    for _ in 0..200 {
+        let slot = Slot(dice.below(u64::from(volume.geometry.slots)) as u32);
+        // Data blocks, mostly; headers of what is durable are covered by summaries.
+        let at = volume.geometry.slot_place(slot).plus(2).bytes() + dice.below(40 * BLOCK_BYTES as u64);
+        disk.corrupt(at, 1 << dice.below(8));
+    }
+    let platform = SimulatedPlatform::new(22, disk);
+    match open(&platform, &store).unwrap() {
+        Ok(volume) => {
+            let state = model.state();
+            platform.block_on(async move {
+                for block in 0..volume.geometry().volume_blocks {
+                    if let Ok(stamp) = read_block(&volume, block).await {
+                        assert_eq!(stamp, state.get(&block).copied().unwrap_or(0));
+                    }
+                }
+            });
+        }
+        Err(error) => assert!(error.is_corruption(), "{error}"),
+    }
+    platform.halt();
+}
+
+/// P5: damage where the log was durable is refused with its position, and only that position is accepted as a loss.
+#[test]
+fn rot_in_the_durable_tail_is_refused() {
+    let (disk, store, _) = written(&SHAPE, 31);
+    let superblock = {
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let device = platform.device();
+        platform.block_on(async move { scan::superblock(&device).await.unwrap().unwrap().0 }).unwrap()
+    };
+    let close = superblock.clone_close();
+    let platform = SimulatedPlatform::new(2, disk.clone());
+    let (device, volume) = (platform.device(), superblock.clone());
+    let tail = platform
+        .block_on(async move { salvol::log::replay::find_tail(&device, &volume, None).await.unwrap().unwrap() })
+        .unwrap();
+    assert_eq!(tail.position(), close.position);
+    // The header of a batch a few positions before the end.
+    let batch = tail.walk.summary.batches[tail.walk.summary.batches.len() - 2];
+    let place = superblock.geometry.slot_place(tail.last.slot).plus(batch.offset().0);
+    disk.corrupt(place.bytes() + 50, 4);
+    let refuse = |accept_loss| {
+        let platform = SimulatedPlatform::new(3, disk.clone());
+        let (machine, device, store) = (platform.clone(), platform.device(), as_store(&store));
+        let options = OpenOptions { accept_loss, ..OpenOptions::default() };
+        let opened = platform.block_on(async move { Volume::open(machine, device, store, options).await }).unwrap();
+        platform.halt();
+        opened.map(|_| ())
+    };
+    let last = Position(close.position.0 - 2);
+    match refuse(None) {
+        Err(OpenError::Replay(ReplayError::Rot { position, offset, durable, last: named, .. })) => {
+            assert_eq!((position, named, durable), (last.next(), last, close.position));
+            assert_eq!(offset, place.bytes());
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(refuse(Some(Position(last.0 - 1))), Err(OpenError::Replay(ReplayError::OtherLoss { .. }))));
+    refuse(Some(last)).unwrap();
+    // What was given up stays given up.
+    refuse(None).unwrap();
+}
+
+trait Closed {
+    fn clone_close(&self) -> CleanClose;
+}
+
+impl Closed for Superblock {
+    fn clone_close(&self) -> CleanClose {
+        self.clean_close.expect("the volume was closed")
+    }
+}
+
+/// One damaged superblock is written again from the other; without either there is no volume.
+#[test]
+fn superblocks_stand_in_for_each_other() {
+    let (disk, store, model) = written(&SHAPE, 41);
+    let copy_at = SHAPE.superblock().geometry.copy_at();
+    for damaged in [0, copy_at] {
+        disk.corrupt(damaged + 100, 1);
+        let platform = SimulatedPlatform::new(42, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let reader = volume.clone();
+        assert_eq!(platform.block_on(async move { read_all(&reader).await.unwrap() }).unwrap(), model.state());
+        platform.halt();
+        disk.stop_machine();
+        let mut block = vec![0; BLOCK_BYTES];
+        disk.peek(damaged, &mut block);
+        Superblock::parse(&block).unwrap();
+    }
+    disk.corrupt(100, 1);
+    disk.corrupt(copy_at + 100, 1);
+    let platform = SimulatedPlatform::new(43, disk);
+    let refused = open(&platform, &store).unwrap();
+    assert!(matches!(refused, Err(OpenError::NoSuperblock(FormatError::Checksum { .. }))));
+    platform.halt();
+}
+
+/// Rule 10: an archive that is ahead of the primary means that the primary was rolled back.
+#[test]
+fn a_rolled_back_primary_is_refused() {
+    let shape = SHAPE;
+    let disk = shape.disk();
+    let store = store_of(&shape);
+    let model = Rc::new(Model::default());
+    let mut old = None;
+    for day in 0..2 {
+        let platform = SimulatedPlatform::new(50 + day, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        hammer(&platform, &volume, &model, day, 4, 300, Mix::default());
+        let closing = volume.clone();
+        platform.block_on(async move { closing.close().await.unwrap() }).unwrap();
+        platform.halt();
+        disk.stop_machine();
+        old.get_or_insert_with(|| disk.fork());
+    }
+    let platform = SimulatedPlatform::new(60, old.unwrap());
+    let refused = open(&platform, &store).unwrap();
+    assert!(matches!(refused, Err(OpenError::ArchiveAhead { .. })), "{:?}", refused.err());
+    platform.halt();
+}

@@ -1,0 +1,189 @@
+//! The worked examples of `docs/format.md` are what the encoder writes and the parser reads.
+//!
+//! After a change of the format: `SALVOL_BLESS=1 cargo test --test golden` writes the examples into the document; then read
+//! the difference.
+#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
+
+use salvol::format::*;
+
+/// Hex lines of sixteen bytes, runs of equal lines as one `*`.
+fn hex(bytes: &[u8]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut last: &[u8] = &[];
+    for (rank, row) in bytes.chunks(16).enumerate() {
+        if row == last {
+            if lines.last().is_none_or(|line| line != "*") {
+                lines.push("*".to_owned());
+            }
+            continue;
+        }
+        last = row;
+        let text: Vec<_> = row.iter().map(|byte| format!("{byte:02x}")).collect();
+        lines.push(format!("{:06x}  {}", rank * 16, text.join(" ")));
+    }
+    lines.join("\n")
+}
+
+fn segment_header() -> SegmentHeader {
+    SegmentHeader {
+        segment: SegmentNumber(9),
+        slot: Slot(2),
+        epoch: 4,
+        first_position: Position(700),
+        predecessor: Checksum([0x44; 16]),
+        oldest_needed: SegmentNumber(1),
+        durable_through: Position(690),
+        archived_through: SegmentNumber(7),
+        volume_blocks: 200,
+        working_set: 8,
+        time_ns: 1_700_000_000_000_000_000,
+    }
+}
+
+fn mark() -> SynchMark {
+    SynchMark {
+        point: 700,
+        time_ns: 1_700_000_000_123_456_789,
+        label: "before the upgrade".to_owned(),
+        info: "wal 0/16B3748".to_owned(),
+    }
+}
+
+fn padded(bytes: &[u8]) -> Vec<u8> {
+    let mut block = bytes.to_vec();
+    block.resize(BLOCK_BYTES, 0);
+    block
+}
+
+fn entries() -> Vec<Entry> {
+    let data = vec![0x5a; BLOCK_BYTES];
+    vec![
+        Entry::write(Block(17), block_crc(&data)),
+        Entry::copy(Block(5), block_crc(&data)),
+        Entry::range(Block(100), 20, false),
+        Entry::synch(700, block_crc(&padded(&mark().encode()))),
+    ]
+}
+
+fn batch_header() -> BatchHeader {
+    BatchHeader {
+        segment: SegmentNumber(9),
+        offset: Offset(1),
+        position: Position(700),
+        epoch: 4,
+        wall_ns: 1_700_000_000_123_456_789,
+        time_ns: 1_700_000_000_123_456_789,
+        durable_through: Position(699),
+        oldest_needed: SegmentNumber(1),
+        archived_through: SegmentNumber(7),
+        volume_blocks: 200,
+        working_set: 8,
+        predecessor: Checksum([0x44; 16]),
+    }
+}
+
+fn summary(last_checksum: Checksum) -> Summary {
+    let header = batch_header();
+    Summary {
+        segment: header.segment,
+        epoch: header.epoch,
+        first_position: header.position,
+        oldest_needed: header.oldest_needed,
+        predecessor: header.predecessor,
+        last_checksum,
+        volume_blocks: header.volume_blocks,
+        batches: vec![BatchRecord::new(header.offset, 4, 3, header.epoch, header.time_ns, header.wall_ns)],
+        entries: entries(),
+        synchs: vec![mark()],
+    }
+}
+
+/// Each structure as bytes, under the name that stands in the document in front of its example.
+fn examples() -> Vec<(&'static str, Vec<u8>)> {
+    let volume = Superblock::example();
+    let mut segment = vec![0; BLOCK_BYTES];
+    segment_header().encode(&volume, &mut segment);
+    let mut batch = vec![0; BLOCK_BYTES];
+    let checksum = batch_header().encode(&volume, &entries(), &mut batch);
+    let summary = summary(checksum);
+    let mut tail = vec![0; summary.blocks() as usize * BLOCK_BYTES];
+    summary.encode(&volume, &mut tail);
+    vec![
+        ("superblock", volume.encode().to_vec()),
+        ("segment header", segment),
+        ("batch", batch),
+        ("synch mark", padded(&mark().encode())),
+        ("summary", tail),
+    ]
+}
+
+fn document() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md")
+}
+
+fn marker(name: &str) -> String {
+    format!("<!-- {name} -->\n")
+}
+
+/// The block of code behind the marker.
+fn printed<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let after = &text[text.find(&marker(name))? + marker(name).len()..];
+    after.strip_prefix("```text\n")?.split("\n```").next()
+}
+
+#[test]
+fn the_worked_examples_are_what_the_encoder_writes() {
+    let mut text = std::fs::read_to_string(document()).unwrap();
+    if std::env::var_os("SALVOL_BLESS").is_some() {
+        for (name, bytes) in examples() {
+            let old = printed(&text, name).map(|old| format!("```text\n{old}\n```\n")).unwrap_or_default();
+            let new = format!("```text\n{}\n```\n", hex(&bytes));
+            text = text.replace(&format!("{}{old}", marker(name)), &format!("{}{new}", marker(name)));
+        }
+        std::fs::write(document(), &text).unwrap();
+    }
+    for (name, bytes) in examples() {
+        assert_eq!(printed(&text, name), Some(hex(&bytes).as_str()), "the example of the {name} in docs/format.md");
+    }
+}
+
+#[test]
+fn the_worked_examples_are_read_back() {
+    let volume = Superblock::example();
+    let examples: std::collections::HashMap<_, _> = examples().into_iter().collect();
+    assert_eq!(Superblock::parse(&examples["superblock"]).unwrap(), volume);
+    assert_eq!(SegmentHeader::parse(&examples["segment header"], &volume).unwrap(), segment_header());
+    let batch = BatchHeader::parse(&examples["batch"], &volume).unwrap();
+    assert_eq!((batch.header, batch.entries.as_slice(), batch.data_blocks), (batch_header(), entries().as_slice(), 3));
+    assert_eq!(SynchMark::parse(&examples["synch mark"]).unwrap().0, mark());
+    assert_eq!(Summary::parse(&examples["summary"], &volume).unwrap(), summary(batch.checksum));
+}
+
+/// Every bit of every header matters, or is padding that nothing reads; a damaged one is refused, never taken for another.
+#[test]
+fn a_flipped_bit_is_found() {
+    let volume = Superblock::example();
+    for (name, bytes) in examples() {
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            let same = match name {
+                "superblock" => Superblock::parse(&damaged).ok() == Some(volume.clone()),
+                "segment header" => SegmentHeader::parse(&damaged, &volume).ok() == Some(segment_header()) && at >= 160,
+                "batch" => BatchHeader::parse(&damaged, &volume).is_ok() && at >= 160 + 16 * entries().len(),
+                "summary" => Summary::parse(&damaged, &volume).is_ok(),
+                // A mark is a data block: its entry has its checksum.
+                _ => block_crc(&damaged) == block_crc(&bytes),
+            };
+            let padding = matches!(name, "segment header" | "batch");
+            let parsed = match name {
+                "superblock" => Superblock::parse(&damaged).is_ok(),
+                "segment header" => SegmentHeader::parse(&damaged, &volume).is_ok(),
+                "batch" => BatchHeader::parse(&damaged, &volume).is_ok(),
+                "summary" => Summary::parse(&damaged, &volume).is_ok(),
+                _ => false,
+            };
+            assert!(!parsed || (padding && same), "{name}: a flipped bit in byte {at} is not found");
+        }
+    }
+}

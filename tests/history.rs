@@ -1,0 +1,425 @@
+//! The past of a volume on a real file: every point comes back, from primary and archive and from the archive alone;
+//! what cannot come back says so; damage is found, and costs only what it hit.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
+
+#[path = "history/rig.rs"]
+mod rig;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
+use salvol::archive::ObjectName;
+use salvol::format::{ArchiveAt, BLOCK_BYTES, FIRST_SLOT_BLOCK, Position, SegmentNumber};
+use salvol::history::{
+    CheckReport, Consistency, DumpSection, HistoryError, Progress, RestoreReport, Severity, Source, TargetError,
+    Whereabouts, check_path, dump, dump_object, index_at, restore,
+};
+
+/// Restores the point and compares it with the model.
+fn comes_back(source: &Source, at: &str, to: &Path, model: &Model) -> RestoreReport {
+    let moment = source.resolve(at).unwrap();
+    let report = restore(source, &moment, to, false, &Progress::none()).unwrap();
+    assert_eq!(report.damaged, [], "{at}");
+    assert_eq!(differences(to, model), [0; 0], "{at}");
+    assert!(report.segments <= u64::from(WORKING_SET) + 1);
+    std::fs::remove_file(to).unwrap();
+    report
+}
+
+fn a_hundred_points_come_back(archive_at: ArchiveAt, seed: u64) {
+    let Some(mut rig) = Rig::new(archive_at, true, seed) else { return };
+    // Ten turns of the log's fourteen slots.
+    for point in 0..100 {
+        let steps = rig.rng.usize(18..26);
+        rig.steps(steps);
+        rig.synch(&format!("point {point}"));
+        let (mark, model) = rig.points.last().unwrap().clone();
+        if point % 10 == 3 {
+            // While the volume is attached, from what another process sees.
+            let source = Source::open_primary(&rig.primary()).unwrap();
+            comes_back(&source, &format!("p{}", mark.point), &rig.path("live"), &model);
+        }
+        match point % 25 {
+            12 => rig.kill(),
+            20 => rig.close(),
+            _ => continue,
+        }
+        rig.attach();
+    }
+    let last = rig.segment() + 1;
+    assert!(last >= 140, "the log has turned over ten times: segment {last}");
+    rig.run_to_segment(last + u64::from(WORKING_SET) + 2);
+    rig.settle();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let listed = source.points().unwrap();
+    assert_eq!(listed.points.len(), 100);
+    let (mut primary, mut archive) = (0, 0);
+    for ((mark, model), info) in rig.points.iter().zip(&listed.points) {
+        assert_eq!((info.position, &info.label), (mark.position.0, &mark.label));
+        let report = comes_back(&source, &info.id, &rig.path("both"), model);
+        (primary, archive) = (primary + report.from_primary, archive + report.from_archive);
+    }
+    assert!(primary > 0 && archive > 0, "{primary} {archive}");
+    rig.close();
+    std::fs::remove_file(rig.primary()).unwrap();
+    let source = Source::open_spec(&rig.spec).unwrap();
+    assert_eq!(source.points().unwrap().points.len(), 100);
+    for (mark, model) in &rig.points {
+        let report = comes_back(&source, &mark.label, &rig.path("alone"), model);
+        assert_eq!(report.from_primary, 0);
+    }
+    let infos = source.points().unwrap().points;
+    assert!(infos.iter().all(|info| info.whereabouts == Whereabouts::Archive));
+    assert!(infos.iter().all(|info| info.segments <= u64::from(WORKING_SET) + 1));
+}
+
+#[test]
+fn a_hundred_points_come_back_archived_at_seal() {
+    a_hundred_points_come_back(ArchiveAt::Seal, 1);
+}
+
+#[test]
+fn a_hundred_points_come_back_archived_when_inactive() {
+    a_hundred_points_come_back(ArchiveAt::Inactive, 2);
+}
+
+fn resolve_error(source: &Source, at: &str) -> String {
+    let error = source.resolve(at).unwrap_err();
+    assert!(error.is_no_point(), "{error}");
+    error.to_string()
+}
+
+fn file_of(rig: &Rig, name: &ObjectName) -> std::path::PathBuf {
+    let file = format!("{:016}.e{:08}.p{}.zst", name.segment.0, name.epoch, name.part);
+    rig.path("archive").join(name.history.to_string()).join(file)
+}
+
+fn object(rig: &Rig, segment: u64) -> ObjectName {
+    let list = rig.store().list().unwrap();
+    list.into_iter().map(|(name, _)| name).find(|name| name.segment.0 == segment).unwrap()
+}
+
+#[test]
+fn points_are_found_by_every_name_they_have() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 3) else { return };
+    rig.steps(30);
+    let first = rig.synch("before");
+    let between = rig.model.clone();
+    rig.steps(60);
+    let twin = rig.synch("twin");
+    rig.steps(60);
+    rig.synch("twin");
+    rig.steps(5);
+    let source = Source::open_primary(&rig.primary()).unwrap();
+
+    for at in ["before", &format!("p{}", first.point), &first.position.to_string()] {
+        let moment = source.resolve(at).unwrap();
+        assert_eq!((moment.position, moment.consistency), (first.position, Consistency::Application), "{at}");
+    }
+    let latest = source.resolve("latest").unwrap();
+    assert_eq!(latest.position, rig.points[2].0.position);
+    let infos = source.points().unwrap().points;
+    let time = source.resolve(&infos[1].time).unwrap();
+    assert!(time.position >= twin.position, "the newest batch at or before the time");
+
+    let crash = source.resolve(&(first.position.0 + 1).to_string()).unwrap();
+    assert_eq!(crash.consistency, Consistency::Crash);
+    assert!(crash.to_string().ends_with("crash-consistent"));
+    let report = restore(&source, &crash, &rig.path("crash"), false, &Progress::none()).unwrap();
+    assert_eq!(report.damaged, []);
+    assert_ne!(differences(&rig.path("crash"), &between), [0; 0], "one more write is in it");
+
+    let two = resolve_error(&source, "twin");
+    assert!(two.contains("2 synch points") && two.contains(&infos[1].id) && two.contains(&infos[2].id), "{two}");
+    assert!(resolve_error(&source, "nobody").contains("no synch point is called so"));
+    assert!(resolve_error(&source, "p999999").contains("the log ends at position"));
+    assert!(resolve_error(&source, &format!("p{}", first.point + 1)).contains("no synch point was marked there"));
+    assert!(resolve_error(&source, "1999-01-01T00:00:00Z").contains("before everything"));
+    assert!(resolve_error(&source, "99999999999999999999999").contains("called so"));
+}
+
+#[test]
+fn a_pruned_segment_takes_its_points_with_it_and_no_others() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 4) else { return };
+    for _ in 0..40 {
+        rig.steps(20);
+        rig.synch("");
+    }
+    rig.run_to_segment(rig.segment() + u64::from(WORKING_SET) + 8);
+    rig.settle();
+    rig.close();
+    let before = Source::open_spec(&rig.spec).unwrap().points().unwrap().points;
+    assert_eq!(before.len(), 40);
+    let victim = before[20].segment.0;
+    rig.store().delete(&object(&rig, victim)).unwrap();
+
+    let source = Source::open_spec(&rig.spec).unwrap();
+    let after = source.points().unwrap().points;
+    let needs = |segment: SegmentNumber| (victim..=victim + u64::from(WORKING_SET)).contains(&segment.0);
+    for ((info, (_, model)), rank) in before.iter().zip(&rig.points).zip(0..) {
+        assert_eq!(after.iter().any(|left| left.id == info.id), !needs(info.segment), "{}", info.id);
+        if needs(info.segment) {
+            let gone = source
+                .resolve(&info.id)
+                .and_then(|moment| restore(&source, &moment, &rig.path("gone"), false, &Progress::none()));
+            assert!(gone.unwrap_err().is_no_point());
+            assert!(!rig.path("gone").exists());
+        } else if rank % 5 == 0 {
+            comes_back(&source, &info.id, &rig.path("there"), model);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_frame_costs_its_own_blocks_and_is_reported() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 5) else { return };
+    for _ in 0..30 {
+        rig.steps(20);
+        rig.synch("");
+    }
+    rig.run_to_segment(rig.segment() + u64::from(WORKING_SET) + 8);
+    rig.settle();
+    rig.close();
+    let infos = Source::open_spec(&rig.spec).unwrap().points().unwrap().points;
+    let victim = infos[15].segment.0;
+    let path = file_of(&rig, &object(&rig, victim));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4352 + 1000] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+
+    let source = Source::open_spec(&rig.spec).unwrap();
+    let mut hit = 0;
+    for (info, (_, model)) in infos.iter().zip(&rig.points) {
+        let moment = source.resolve(&info.id).unwrap();
+        let to = rig.path("out");
+        let report = restore(&source, &moment, &to, true, &Progress::none()).unwrap();
+        let reported: Vec<u64> = report.damaged.iter().map(|damage| damage.block).collect();
+        assert_eq!(differences(&to, model), reported, "exactly what is reported differs");
+        for damage in &report.damaged {
+            assert_eq!((damage.segment, damage.frame), (Some(victim), Some(0)), "{damage}");
+            assert!(damage.offset.unwrap() < 32 && damage.position.is_some(), "{damage}");
+        }
+        hit += usize::from(!reported.is_empty());
+    }
+    assert!(hit > 0 && hit < 30, "{hit}");
+}
+
+#[test]
+fn damage_on_the_primary_is_made_good_from_the_archive() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 6) else { return };
+    rig.steps(400);
+    let mark = rig.synch("here");
+    rig.run_to_segment(rig.segment() + 2);
+    rig.settle();
+    rig.close();
+    // Every second data place of every slot, but no header.
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let file = rig.primary_file();
+    let mut spoilt = 0;
+    dump(&source, None, &mut |section| {
+        if let DumpSection::Segment(segment) = section {
+            for entry in segment.batches.iter().flat_map(|batch| &batch.entries) {
+                if let (Some(offset), true) = (entry.offset, segment.segment < rig_segment(&source)) {
+                    let place = FIRST_SLOT_BLOCK + segment.slot * SEGMENT_BLOCKS + offset;
+                    if entry.kind != "synch" && offset % 2 == 0 {
+                        file.write_all_at(&[0xaa; BLOCK_BYTES], u64::from(place) * BLOCK_BYTES as u64).unwrap();
+                        spoilt += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert!(spoilt > 100);
+    let model = rig.points[0].1.clone();
+    let report = comes_back(&source, &mark.label, &rig.path("out"), &model);
+    assert!(report.from_primary > 0 && report.from_archive > 0, "{report:?}");
+}
+
+/// The newest segment that is surely archived.
+fn rig_segment(source: &Source) -> u64 {
+    source.points().unwrap().points.last().map_or(0, |point| point.segment.0) + 1
+}
+
+#[test]
+fn without_an_archive_only_the_working_set_comes_back() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, false, 7) else { return };
+    for _ in 0..40 {
+        rig.steps(20);
+        rig.synch("");
+    }
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let listed = source.points().unwrap().points;
+    assert!(!listed.is_empty() && listed.len() < 40, "{}", listed.len());
+    for info in &listed {
+        assert_eq!(info.whereabouts, Whereabouts::Primary);
+        let (_, model) = rig.points.iter().find(|(mark, _)| mark.position.0 == info.position).unwrap();
+        comes_back(&source, &info.id, &rig.path("out"), model);
+    }
+    let old = format!("p{}", rig.points[0].0.point);
+    let error = resolve_error(&source, &old);
+    assert!(error.contains("keeps no archive"), "{error}");
+}
+
+#[test]
+fn a_running_volume_is_restored_while_it_is_written_to() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 8) else { return };
+    rig.steps(300);
+    let mark = rig.synch("live");
+    let model = rig.model.clone();
+    let (primary, out) = (rig.primary(), rig.path("live"));
+    let reader = std::thread::spawn(move || {
+        for _ in 0..30 {
+            let source = Source::open_primary(&primary).unwrap();
+            comes_back(&source, &format!("p{}", mark.point), &out, &model);
+        }
+    });
+    while !reader.is_finished() {
+        rig.steps(20);
+    }
+    reader.join().unwrap();
+}
+
+#[test]
+fn the_scan_needs_no_more_and_misses_nothing() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 9) else { return };
+    let mut moments = Vec::new();
+    for _ in 0..1200 {
+        rig.step();
+        moments.push((rig.engine().log().positions().0, rig.model.clone()));
+    }
+    rig.run_to_segment(rig.segment() + 1);
+    rig.settle();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    // Every position of three segments, in the middle of cleaning too.
+    let newest = source.resolve(&source.points().unwrap().newest_restorable.unwrap()).unwrap();
+    for position in (newest.position.0 - 60)..=newest.position.0 {
+        let moment = source.resolve(&position.to_string()).unwrap();
+        let index = index_at(&source, source.volume(), moment.segment, Position(position)).unwrap();
+        assert_eq!(index.segments_read(), WORKING_SET + 1);
+    }
+    // Any moment comes back, not only the marked ones.
+    for (position, model) in moments.iter().step_by(11) {
+        comes_back(&source, &position.to_string(), &rig.path("out"), model);
+    }
+    rig.close();
+    let report = check_path(&rig.primary()).unwrap();
+    assert!(report.ok && report.clean_close, "{:?}", report.findings);
+}
+
+#[test]
+fn a_target_is_not_overwritten_unasked() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 10) else { return };
+    rig.steps(50);
+    rig.synch("x");
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let moment = source.resolve("x").unwrap();
+    let to = |path: &Path, force| restore(&source, &moment, path, force, &Progress::none());
+    let path = rig.path("precious");
+    std::fs::write(&path, "precious").unwrap();
+    assert!(matches!(to(&path, false), Err(HistoryError::Target(TargetError::Exists { .. }))));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    assert!(matches!(to(&rig.primary(), true), Err(HistoryError::Target(TargetError::Itself { .. }))));
+    assert!(matches!(to(&rig.path(""), true), Err(HistoryError::Target(TargetError::Kind { .. }))));
+    to(&path, true).unwrap();
+    assert_eq!(differences(&path, &rig.model), [0; 0]);
+}
+
+fn damage(report: &CheckReport) -> Vec<String> {
+    let damage = report.findings.iter().filter(|finding| finding.severity == Severity::Damage);
+    damage.map(ToString::to_string).collect()
+}
+
+#[test]
+fn check_finds_what_is_damaged_and_nothing_else() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 11) else { return };
+    rig.steps(500);
+    rig.synch("x");
+    assert!(matches!(check_path(&rig.primary()), Err(HistoryError::Primary(_))), "it is attached");
+    rig.kill();
+    let report = check_path(&rig.primary()).unwrap();
+    assert!(report.ok && !report.clean_close, "{:?}", report.findings);
+    rig.attach();
+    rig.close();
+    let before = std::fs::read(rig.primary()).unwrap();
+    let report = check_path(&rig.primary()).unwrap();
+    assert!(report.ok && report.clean_close, "{:?}", report.findings);
+    assert_eq!(report.findings, []);
+    assert_eq!(report.segments_needed, WORKING_SET + 1);
+    let live = rig.model.iter().filter(|seed| **seed != 0).count() as u64;
+    assert_eq!((report.blocks_live, report.blocks_lost), (live, 0));
+    assert!(std::fs::read(rig.primary()).unwrap() == before, "a check writes nothing");
+
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let mut segments = Vec::new();
+    dump(&source, None, &mut |section| {
+        if let DumpSection::Segment(segment) = section {
+            segments.push(*segment);
+        }
+        Ok(())
+    })
+    .unwrap();
+    let active = segments.iter().find(|segment| segment.segment == report.segment - 3).unwrap();
+    let slot_at = u64::from(FIRST_SLOT_BLOCK + active.slot * SEGMENT_BLOCKS) * BLOCK_BYTES as u64;
+    let header_at = slot_at + u64::from(active.batches[1].offset) * BLOCK_BYTES as u64;
+    let last_at = slot_at + u64::from(SEGMENT_BLOCKS) * BLOCK_BYTES as u64 - 200;
+    for (at, expected) in [
+        (0, "the superblock:"),
+        (header_at + 20, "position "),
+        (last_at, "its summary is damaged"),
+        (slot_at + 20, "it is needed and is missing"),
+    ] {
+        let file = rig.primary_file();
+        file.write_all_at(&[before[at as usize] ^ 1], at).unwrap();
+        let found = damage(&check_path(&rig.primary()).unwrap());
+        assert!(found.iter().any(|what| what.contains(expected)), "{expected}: {found:?}");
+        file.write_all_at(&[before[at as usize]], at).unwrap();
+    }
+    assert!(check_path(&rig.primary()).unwrap().ok);
+}
+
+#[test]
+fn a_dump_shows_everything_and_the_same_from_both_places() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 12) else { return };
+    rig.steps(40);
+    let mark = rig.synch("the mark");
+    // Segment 2 is sealed, archived, and still in its slot.
+    rig.run_to_segment(rig.segment().max(2) + 2);
+    rig.settle();
+    rig.close();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let text = |source: &Source, only| {
+        let mut text = String::new();
+        dump(source, only, &mut |section| {
+            text.push_str(&section.to_string());
+            assert!(serde_json::to_string(&section).is_ok());
+            Ok(())
+        })
+        .unwrap();
+        text
+    };
+    let all = text(&source, None);
+    assert_eq!(all.matches("superblock at").count(), 2);
+    assert!(all.contains(&format!("synch p{}", mark.point)) && all.contains("label \"the mark\" info \"by the test\""));
+    assert!(all.contains("agrees with the headers") && all.contains("close") && !all.contains("DAMAGED"));
+    assert!(!all.contains("differs from the headers"));
+
+    let body = |text: &str| -> Vec<String> {
+        text.lines().skip_while(|line| !line.ends_with(": segment 2")).skip(1).map(String::from).collect()
+    };
+    let archive = Source::open_spec(&rig.spec).unwrap();
+    let second = Some(SegmentNumber(2));
+    let from_primary = body(&text(&source, second));
+    assert!(from_primary.len() > 10);
+    assert_eq!(from_primary, body(&text(&archive, second)));
+    let mut from_file = String::new();
+    dump_object(&file_of(&rig, &object(&rig, 2)), &mut |section| {
+        from_file.push_str(&section.to_string());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(from_primary, body(&from_file));
+}

@@ -1,0 +1,236 @@
+//! A volume on a file of the real file system, its engine in this process, and a model of its blocks.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use salvol::archive::{Spec, Store, create_store, open_store};
+use salvol::format::{
+    ArchiveAt, BLOCK_BYTES, Block, Compression, FIRST_SLOT_BLOCK, Geometry, Key, Position, Superblock, Uuid,
+};
+use salvol::io::{Buffer, OwnRing, Primary, PrimaryError, UringDevice, UringPlatform};
+use salvol::volume::{OpenOptions as VolumeOptions, Operation, Point, Request, Volume};
+
+pub type Engine = Volume<UringPlatform<OwnRing>>;
+
+/// What each block holds: 0 is zeros, anything else the seed of its bytes.
+pub type Model = Vec<u64>;
+
+pub struct Rig {
+    pub directory: tempfile::TempDir,
+    pub volume: Superblock,
+    pub spec: Spec,
+    pub rng: Rng,
+    pub model: Model,
+    pub points: Vec<(Point, Model)>,
+    platform: UringPlatform<OwnRing>,
+    engine: Option<Engine>,
+    next_seed: u64,
+}
+
+pub const SEGMENT_BLOCKS: u32 = 64;
+pub const WORKING_SET: u32 = 8;
+const SLOTS: u32 = 14;
+const BLOCKS: u64 = 280;
+
+pub fn content(seed: u64) -> Vec<u8> {
+    if seed == 0 {
+        return vec![0; BLOCK_BYTES];
+    }
+    // Half of it compresses.
+    let mut bytes = vec![seed as u8 | 1; BLOCK_BYTES];
+    Rng::with_seed(seed).fill(&mut bytes[..BLOCK_BYTES / 2]);
+    bytes
+}
+
+impl Rig {
+    /// A new volume, attached; `None`, loudly, where the file system does not do O_DIRECT.
+    pub fn new(archive_at: ArchiveAt, backing: bool, seed: u64) -> Option<Self> {
+        let base = std::env::var_os("SALVOL_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let mut directory = tempfile::Builder::new().prefix("salvol-history-test").tempdir_in(base).unwrap();
+        directory.disable_cleanup(std::env::var_os("SALVOL_TEST_KEEP").is_some());
+        // Other seeds: SALVOL_TEST_SEED=100 cargo test --test history
+        let more: u64 = std::env::var("SALVOL_TEST_SEED").map_or(0, |text| text.parse().unwrap());
+        let mut rng = Rng::with_seed(seed + more);
+        let mut random = || -> [u8; 16] { std::array::from_fn(|_| rng.u8(..)) };
+        let primary_blocks = u64::from(FIRST_SLOT_BLOCK + SLOTS * SEGMENT_BLOCKS) + 1;
+        let archive = directory.path().join("archive");
+        let spec = if backing { Spec::Directory(archive) } else { Spec::None };
+        let volume = Superblock {
+            uuid: Uuid(random()),
+            history: Uuid(random()),
+            parent_history: Uuid::default(),
+            fork_position: Position(0),
+            key: Key(std::array::from_fn(|at| at as u8)),
+            generation: 1,
+            epoch: 0,
+            created_ns: 1_700_000_000_000_000_000,
+            geometry: Geometry {
+                primary_blocks,
+                volume_blocks: BLOCKS,
+                segment_blocks: SEGMENT_BLOCKS,
+                slots: SLOTS,
+                working_set: WORKING_SET,
+            },
+            archive_at,
+            compression: Compression::Auto,
+            clean_close: None,
+            name: "test".to_owned(),
+            backing: spec.to_string(),
+        };
+        volume.geometry.check().unwrap();
+        let file = File::create(directory.path().join("primary")).unwrap();
+        file.write_all_at(&vec![0; primary_blocks as usize * BLOCK_BYTES], 0).unwrap();
+        for at in [0, volume.geometry.copy_at()] {
+            file.write_all_at(&volume.encode(), at).unwrap();
+        }
+        file.sync_all().unwrap();
+        create_store(&spec, &volume).unwrap();
+        let platform = UringPlatform::new(OwnRing::new(64).unwrap(), 2).unwrap();
+        let model = vec![0; BLOCKS as usize];
+        let mut rig =
+            Self { directory, volume, spec, rng, model, points: Vec::new(), platform, engine: None, next_seed: 1 };
+        match Primary::look(&rig.primary()) {
+            Err(PrimaryError::NoDirect { path }) => {
+                eprintln!("SKIPPED: {} has no O_DIRECT; set SALVOL_TEST_DIR", path.display());
+                return None;
+            }
+            other => drop(other.unwrap()),
+        }
+        rig.attach();
+        Some(rig)
+    }
+
+    pub fn primary(&self) -> PathBuf {
+        self.directory.path().join("primary")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn primary_file(&self) -> File {
+        OpenOptions::new().read(true).write(true).open(self.primary()).unwrap()
+    }
+
+    pub fn store(&self) -> Arc<dyn Store> {
+        open_store(&self.spec, Some(&self.volume)).unwrap().unwrap()
+    }
+
+    pub fn engine(&self) -> Engine {
+        self.engine.clone().unwrap()
+    }
+
+    pub fn attach(&mut self) {
+        let primary = Primary::own(&self.primary(), Duration::from_secs(2)).unwrap();
+        let device = UringDevice::new(self.platform.clone(), primary);
+        let store = open_store(&self.spec, Some(&self.volume)).unwrap();
+        let opened = Volume::open(self.platform.clone(), device, store, VolumeOptions::default());
+        self.engine = Some(self.platform.block_on(opened).unwrap().unwrap());
+    }
+
+    pub fn close(&mut self) {
+        let engine = self.engine.take().unwrap();
+        self.platform.block_on(async move { engine.close().await }).unwrap().unwrap();
+        self.shut_down();
+    }
+
+    /// As if the daemon had been killed.
+    pub fn kill(&mut self) {
+        drop(self.engine.take());
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.platform.shut_down().unwrap();
+        self.platform = UringPlatform::new(OwnRing::new(64).unwrap(), 2).unwrap();
+    }
+
+    pub fn serve(&self, operation: Operation, block: u64, blocks: u32, data: Option<&[u8]>) {
+        let buffer = Buffer::new(data.map_or(BLOCK_BYTES, <[u8]>::len)).unwrap();
+        let buffer = buffer.part(0, data.map_or(0, <[u8]>::len));
+        if let Some(data) = data {
+            buffer.copy_from(0, data);
+        }
+        let (engine, request) = (self.engine(), Request { operation, block: Block(block), blocks, buffer });
+        self.platform.block_on(async move { engine.serve(&request).await }).unwrap().unwrap();
+    }
+
+    /// A random write, now and then a trim.
+    pub fn step(&mut self) {
+        let first = self.rng.u64(..BLOCKS);
+        let count = self.rng.u64(1..=8).min(BLOCKS - first);
+        let blocks = first as usize..(first + count) as usize;
+        if self.rng.u8(..10) == 0 {
+            self.model[blocks].fill(0);
+            let operation = if self.rng.bool() { Operation::Discard } else { Operation::WriteZeroes { fua: false } };
+            self.serve(operation, first, count as u32, None);
+            return;
+        }
+        let mut data = Vec::new();
+        for block in blocks {
+            self.model[block] = self.next_seed;
+            data.extend(content(self.next_seed));
+            self.next_seed += 1;
+        }
+        self.serve(Operation::Write { fua: false }, first, count as u32, Some(&data));
+    }
+
+    pub fn steps(&mut self, count: usize) {
+        (0..count).for_each(|_| self.step());
+    }
+
+    pub fn synch(&mut self, label: &str) -> Point {
+        let (engine, label) = (self.engine(), label.to_owned());
+        let marked = self.platform.block_on(async move { engine.synch(label, "by the test".to_owned()).await });
+        let point = marked.unwrap().unwrap();
+        self.points.push((point.clone(), self.model.clone()));
+        point
+    }
+
+    pub fn segment(&self) -> u64 {
+        self.engine().log().current_segment().0
+    }
+
+    /// Goes on until the current segment is this one, and everything older than it has been archived.
+    pub fn run_to_segment(&mut self, segment: u64) {
+        while self.segment() < segment {
+            self.step();
+        }
+        self.serve(Operation::Flush, 0, 0, None);
+    }
+
+    /// Lets the archiver finish what it may.
+    pub fn settle(&mut self) {
+        for _ in 0..500 {
+            let status = self.engine().status();
+            if status.archive.queue == 0 {
+                return;
+            }
+            let platform = self.platform.clone();
+            self.platform
+                .block_on(async move {
+                    use salvol::io::Platform;
+                    platform.sleep(Duration::from_millis(10)).await;
+                })
+                .unwrap();
+        }
+        panic!("the archiver does not finish: {:?}", self.engine().status().archive);
+    }
+}
+
+/// Where a restored file differs from the model.
+pub fn differences(path: &std::path::Path, model: &Model) -> Vec<u64> {
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(bytes.len(), model.len() * BLOCK_BYTES);
+    let mut contents: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+    let differs = |(block, seed): (usize, &u64)| {
+        let wanted = contents.entry(*seed).or_insert_with(|| content(*seed));
+        (bytes[block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES] != wanted[..]).then_some(block as u64)
+    };
+    model.iter().enumerate().filter_map(differs).collect()
+}
