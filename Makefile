@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+PREFIX ?= /usr/local
+HOURS ?= 1
+
+.PHONY: help demo test check bench campaign shell build install clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: ## see it work: a database, a killed daemon, a lost disk, and every byte back (5 minutes)
+	@scripts/demo
+
+test: ## all tests, the real block device included (10 minutes; ALL=1 adds PostgreSQL and XFS)
+	@scripts/test $(if $(ALL),--all)
+
+check: ## format, lints and cargo's own tests, no kernel needed
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo test
+
+bench: ## speed and write amplification
+	@scripts/bench
+
+campaign: ## the simulator with new seeds for HOURS=1
+	@HOURS=$(HOURS) scripts/campaign
+
+shell: ## a prompt with /dev/ublkb0 attached
+	@scripts/shell
+
+build: ## target/release/salvol
+	cargo build --release
+
+install: build ## the program to PREFIX=/usr/local
+	install -D -m 755 target/release/salvol $(DESTDIR)$(PREFIX)/bin/salvol
+
+clean: ## what was built here; the cached kernel stays in ~/.cache/salvol
+	cargo clean
