@@ -40,11 +40,11 @@ mod tests {
 
     #[test]
     fn a_dense_run_ahead_starts_early_and_no_earlier() {
-        // Ten empty segments, then ten that are all live: with a floor of 0.2 the run overflows by 10·0.2 segments,
-        // which the ten before it can take.
+        // Empty segments, then ten that are all live: with a floor of 0.2 the run overflows by 10·0.2 segments. Those before
+        // it can take 0.8 each: ten are more than enough; of three, this one must start with 2 − 2·0.8.
         let needs = |empty: usize| std::iter::repeat_n(0.0, empty).chain(std::iter::repeat_n(1000.0, 10));
         assert!(copy_share(needs(10), 1000.0, 0.2).abs() < 1e-9);
-        assert!((copy_share(needs(2), 1000.0, 0.2) - 0.6).abs() < 1e-9);
+        assert!((copy_share(needs(3), 1000.0, 0.2) - 0.4).abs() < 1e-9);
     }
 
     #[test]

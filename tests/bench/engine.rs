@@ -35,7 +35,7 @@ struct Arguments {
     depth: usize,
     #[arg(long, default_value_t = 128)]
     working_set: u32,
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 4096)]
     segment_blocks: u32,
     #[arg(long, default_value_t = 24)]
     spare: u32,
