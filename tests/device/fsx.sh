@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$(date +%s)}
-operations=$(long 200000 1000000)
+operations=$(long 200000 400000)
 
 cat >"$WORK/fsx.toml" <<'TOML'
 flen = 67108864
