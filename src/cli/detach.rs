@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use salvol::control::{Request, RunDir, RunFile};
+use salvol::control::{ClientError, Request, RunDir, RunFile};
 use salvol::ublk;
 
-use super::running::{Life, connect, exists, find, life};
+use super::running::{Life, clean, connect, every, exists, find, life, settled};
 use super::{Failure, Manner, Outcome};
 
 /// How long a daemon that has answered may take to end.
@@ -34,24 +34,25 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
     detach(&runs, &run, arguments.force, manner)
 }
 
-/// Does `action` for every run file. All are tried; the first failure is the outcome, the others are printed.
-pub(crate) fn every(runs: &RunDir, action: impl Fn(&RunFile) -> Outcome) -> Outcome {
-    let mut failures = runs.all().iter().filter_map(|run| action(run).err()).collect::<Vec<_>>().into_iter();
-    let first = failures.next();
-    for failure in failures {
-        failure.report();
-    }
-    first.map_or(Ok(()), Err)
-}
-
 fn detach(runs: &RunDir, run: &RunFile, force: bool, manner: Manner) -> Outcome {
     let name = &run.name;
+    if life(runs, run) == Life::Served {
+        match connect(runs, run)?.ask(&Request::Detach { force }) {
+            Ok(_) => {
+                wait_for_end(run);
+                return Ok(());
+            }
+            // Killed a moment ago: it listened until its last thread had ended.
+            Err(ClientError::Gone) if settled(runs, run) != Life::Served => {}
+            Err(error) => return Err(Failure::new(format_args!("{name}: {error}"))),
+        }
+    }
     match life(runs, run) {
-        Life::Served => {}
+        Life::Served => Err(Failure::new(format_args!("{name}: a new daemon serves it by now"))),
         Life::Gone => {
-            runs.remove(name);
+            clean(runs, run);
             manner.note(format_args!("{name}: its daemon and device were gone; cleaned up"));
-            return Ok(());
+            Ok(())
         }
         Life::Recoverable if force => {
             ublk::delete(run.id)?;
@@ -59,20 +60,18 @@ fn detach(runs: &RunDir, run: &RunFile, force: bool, manner: Manner) -> Outcome 
             manner.note(format_args!(
                 "{name}: its daemon was dead; the device is deleted, requests that waited have failed"
             ));
-            return Ok(());
+            Ok(())
         }
-        Life::Recoverable => {
-            return Err(Failure::new(format_args!(
-                "{name}: its daemon (pid {}) is dead: `salvol recover {name}` first, or --force fails what waits for it",
-                run.pid
-            )));
-        }
+        Life::Recoverable => Err(Failure::new(format_args!(
+            "{name}: its daemon (pid {}) is dead: `salvol recover {name}` first, or --force fails what waits for it",
+            run.pid
+        ))),
     }
-    let mut client = connect(runs, run)?;
-    client.ask(&Request::Detach { force }).map_err(|error| Failure::new(format_args!("{name}: {error}")))?;
+}
+
+fn wait_for_end(run: &RunFile) {
     let deadline = Instant::now() + END_PATIENCE;
     while exists(run.pid) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }
-    Ok(())
 }

@@ -1,17 +1,11 @@
 //! `salvol recover`: a new daemon takes over the device of one that died. Requests that waited go on.
 
-use std::time::{Duration, Instant};
-
 use salvol::control::{RunDir, RunFile};
 use salvol::ublk;
 
 use super::attach;
-use super::detach::every;
-use super::running::{Life, find, life};
+use super::running::{Life, clean, every, find, life, settled};
 use super::{Failure, Manner, Outcome, table};
-
-/// How long a killed daemon may take to end: the kernel waits for some of its I/O.
-const DYING: Duration = Duration::from_secs(5);
 
 /// Take over the device of a daemon that died; what waits for it goes on.
 #[derive(Debug, clap::Args)]
@@ -57,27 +51,6 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
             )))
         }
     }
-}
-
-/// What became of `run`, once it is certain: a daemon that was killed a moment ago may not have ended yet.
-fn settled(runs: &RunDir, run: &RunFile) -> Life {
-    let deadline = Instant::now() + DYING;
-    loop {
-        match life(runs, run) {
-            Life::Served if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            life => return life,
-        }
-    }
-}
-
-fn clean(runs: &RunDir, run: &RunFile) {
-    // A device that was stopped before its daemon died is of no use to anybody.
-    if matches!(ublk::device(run.id), Ok(Some(device)) if device.pid == run.pid as i32)
-        && let Err(error) = ublk::delete(run.id)
-    {
-        log::warn!("{error}");
-    }
-    runs.remove(&run.name);
 }
 
 fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {

@@ -1,13 +1,17 @@
 //! Volumes that run here, or did until their daemon died: found by name, primary or device.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use salvol::control::{Client, RunDir, RunFile};
 use salvol::ublk::{self, DeviceState};
 
-use super::Failure;
 use super::parse::Source;
 use super::primary::canonical;
+use super::{Failure, Outcome};
+
+/// How long a killed daemon may take to end: the kernel waits for some of its I/O.
+const DYING: Duration = Duration::from_secs(5);
 
 /// What has become of a run file's daemon and device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,38 @@ pub(crate) fn life(runs: &RunDir, run: &RunFile) -> Life {
         Ok(Some(device)) if device.state != DeviceState::Dead => Life::Recoverable,
         _ => Life::Gone,
     }
+}
+
+/// What became of `run`, once it is certain: a daemon that was killed a moment ago may not have ended yet.
+pub(crate) fn settled(runs: &RunDir, run: &RunFile) -> Life {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match life(runs, run) {
+            Life::Served if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            life => return life,
+        }
+    }
+}
+
+/// Removes what is left of a volume that is [`Life::Gone`].
+pub(crate) fn clean(runs: &RunDir, run: &RunFile) {
+    // A device that was stopped before its daemon died is of no use to anybody.
+    if matches!(ublk::device(run.id), Ok(Some(device)) if device.pid == run.pid as i32)
+        && let Err(error) = ublk::delete(run.id)
+    {
+        log::warn!("{error}");
+    }
+    runs.remove(&run.name);
+}
+
+/// Does `action` for every run file. All are tried; the first failure is the outcome, the others are printed.
+pub(crate) fn every(runs: &RunDir, action: impl Fn(&RunFile) -> Outcome) -> Outcome {
+    let mut failures = runs.all().iter().filter_map(|run| action(run).err()).collect::<Vec<_>>().into_iter();
+    let first = failures.next();
+    for failure in failures {
+        failure.report();
+    }
+    first.map_or(Ok(()), Err)
 }
 
 /// The run file of the volume that `text` names: by name, by primary or by device.

@@ -30,9 +30,12 @@ clear_the_machine() {
   timeout 60 "$SALVOL" detach vol --force >"$WORK/detach.log" 2>&1 &
   local detach=$!
   umount -l $mountpoint
-  wait "${writers[@]}" 2>/dev/null || true
-  wait $detach || true
-  wait_until 20 test ! -b "$device" || { cat "$WORK/detach.log"; fail "$device stays after detach --force"; }
+  wait $detach || { cat "$WORK/detach.log"; fail "detach --force of the dead volume failed"; }
+  local writer
+  for writer in "${writers[@]}"; do
+    wait_until 20 process_is_gone "$writer" || fail "a writer still waits for the device that was detached"
+  done
+  [[ ! -b $device ]] || fail "$device stays after detach --force"
   echo 3 >/proc/sys/vm/drop_caches
   set_null_disk_power cached 1
 }

@@ -1,0 +1,48 @@
+#!/bin/bash
+# test: detach --force ends at once whoever waits for the volume: for a daemon killed a moment ago, for a store that is away
+# limit: 120
+# run: ARCHIVE_AT=seal
+set -euo pipefail
+# shellcheck source=tests/device/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+start_writer() {
+  fio --name=writer --filename="$device" --direct=1 --ioengine=io_uring --rw=randwrite --bs=16k --iodepth=32 --time_based --runtime=600 \
+    --eta=never --output="$WORK/fio.log" 2>/dev/null &
+  writer=$!
+}
+
+# Also the writers must be free: their requests fail, none waits for ever.
+force_detach() {
+  timeout 60 "$SALVOL" detach vol --force || fail "detach --force failed or hung"
+  wait_until 20 process_is_gone $writer || fail "a writer still waits for the device that was detached"
+  [[ ! -b $device ]] || fail "$device stays after detach --force"
+}
+
+create_volume 80M
+
+# A killed daemon has a while of dying: it still takes connections, and answers nothing.
+for kill in 1 2 3 4 5 6 7 8; do
+  attach_volume
+  start_writer
+  sleep "0.$((RANDOM % 10))"
+  kill -KILL "$(daemon_pid)"
+  force_detach
+done
+say "  killed and detached by force $kill times"
+
+attach_volume
+mv "$STORE" "$STORE.away"
+start_writer
+wait_until 60 status '.segments.recycle == 0 and .archive.error != null' || fail "the writers do not run out of slots"
+sleep 1
+expect_failure 'in use: .*fio' timeout 60 "$SALVOL" detach vol
+force_detach
+say "  detached by force with the store away and $(grep -c . "$WORK/fio.log") lines of complaint by the writer"
+mv "$STORE.away" "$STORE"
+
+attach_volume
+fio_on_device --name=alive --rw=randwrite --bs=16k --iodepth=8 --size=40M
+expect_healthy_status
+detach_volume
+expect_clean_check
