@@ -15,15 +15,6 @@ use salvol::log::replay::ReplayError;
 use salvol::log::{Life, scan};
 use salvol::volume::{OpenError, OpenOptions, Volume};
 
-const SHAPE: Shape = Shape {
-    segment_blocks: 64,
-    working_set: 8,
-    slots: 14,
-    volume_blocks: 250,
-    archive_at: ArchiveAt::Seal,
-    backing: true,
-};
-
 /// P6: with the store away, writers wait, synch events and flushes go on, and when it is back everything is archived.
 #[test]
 fn a_store_that_goes_away_fails_nobody() {

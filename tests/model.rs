@@ -9,15 +9,6 @@ use common::*;
 use salvol::format::ArchiveAt;
 use salvol::io::simulated::{Dice, Ended, SimulatedPlatform};
 
-const SHAPE: Shape = Shape {
-    segment_blocks: 64,
-    working_set: 8,
-    slots: 14,
-    volume_blocks: 250,
-    archive_at: ArchiveAt::Seal,
-    backing: true,
-};
-
 fn shapes() -> Vec<Shape> {
     vec![
         SHAPE,

@@ -3,7 +3,6 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,6 +14,7 @@ use salvol::io::{Buffer, Device, Platform, Primary};
 use serde_json::json;
 
 use super::geometry::{Plan, Wish, solve};
+use super::holding::refuse_what_it_holds;
 use super::parse::{self, Size};
 use super::primary::{Bench, canonical};
 use super::status::archive_at;
@@ -76,10 +76,9 @@ pub(crate) fn run(arguments: Arguments, manner: Manner) -> Outcome {
     let path = canonical(&arguments.primary);
     let name = name(&arguments, &path)?;
     let spec = Spec::parse(&arguments.backing)?;
-    let exists = path.exists();
-    let mut found = if exists { Some(Primary::own(&path, Duration::ZERO)?) } else { None };
+    let primary = if path.exists() { Some(Primary::own(&path, Duration::ZERO)?) } else { None };
     let wish = Wish {
-        primary_blocks: found.as_ref().map(|primary| primary.bytes() / BLOCK_BYTES as u64),
+        primary_blocks: primary.as_ref().map(|primary| primary.bytes() / BLOCK_BYTES as u64),
         volume_bytes: arguments.size.map(|size| size.0),
         segment_bytes: arguments.segment_size.map(|size| size.0),
         utilisation: arguments.utilisation,
@@ -88,14 +87,13 @@ pub(crate) fn run(arguments: Arguments, manner: Manner) -> Outcome {
         archived: arguments.backing != "none",
     };
     let plan = solve(&wish).map_err(|error| Failure::from(error).of(path.display()))?;
-    if let Some(primary) = found.take() {
-        let bench = Bench::new(primary)?;
-        if !arguments.force {
-            refuse_what_it_holds(&path, &bench)?;
-        }
-        return finish(&arguments, &path, &name, &spec, &plan, manner, Some(bench));
+    let bench = primary.map(Bench::new).transpose()?;
+    if let Some(bench) = &bench
+        && !arguments.force
+    {
+        refuse_what_it_holds(&path, bench)?;
     }
-    finish(&arguments, &path, &name, &spec, &plan, manner, None)
+    Creation { arguments, path, name, spec, plan, manner }.make(bench)
 }
 
 fn name(arguments: &Arguments, path: &Path) -> Result<String, Failure> {
@@ -105,93 +103,148 @@ fn name(arguments: &Arguments, path: &Path) -> Result<String, Failure> {
     }
 }
 
-fn finish(
-    arguments: &Arguments,
-    path: &Path,
-    name: &str,
-    spec: &Spec,
-    plan: &Plan,
+/// A volume that is being made.
+struct Creation {
+    arguments: Arguments,
+    path: PathBuf,
+    name: String,
+    spec: Spec,
+    plan: Plan,
     manner: Manner,
-    bench: Option<Bench>,
-) -> Outcome {
-    if arguments.dry_run {
-        return report(arguments, path, name, None, plan);
-    }
-    warn_of_copy_on_write(path, manner);
-    let made = bench.is_none();
-    let uuid = match bench {
-        Some(bench) => write(arguments, path, name, spec, plan, manner, &bench),
-        None => make_file(path, plan).and_then(|bench| write(arguments, path, name, spec, plan, manner, &bench)),
-    };
-    if uuid.is_err() && made {
-        // Half a file would be taken for a primary by the next try.
-        let _ = std::fs::remove_file(path);
-    }
-    report(arguments, path, name, Some(uuid?), plan)
 }
 
-/// Allocates a file of the planned size, and opens it as a primary.
-fn make_file(path: &Path, plan: &Plan) -> Result<Bench, Failure> {
-    let failed = |error: std::io::Error| Failure::new(format_args!("{}: {error}", path.display()));
-    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
-    let bytes = plan.geometry.primary_blocks * BLOCK_BYTES as u64;
-    let length = i64::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
-    nix::fcntl::posix_fallocate(&file, 0, length).map_err(|error| match error {
-        nix::errno::Errno::ENOSPC => Failure::new(format_args!(
-            "{}: its file system has no room for a primary of {}: use a smaller --size or a higher --utilisation",
-            path.display(),
-            Size(bytes)
-        )),
-        error => failed(error.into()),
-    })?;
-    drop(file);
-    Ok(Bench::new(Primary::own(path, Duration::ZERO)?)?)
-}
+impl Creation {
+    fn make(self, primary: Option<Bench>) -> Outcome {
+        if self.arguments.dry_run {
+            return self.report(None);
+        }
+        warn_of_copy_on_write(&self.path, self.manner);
+        let uuid = match primary {
+            Some(bench) => self.write(&bench)?,
+            None => self.make_file().and_then(|bench| self.write(&bench)).inspect_err(|_| {
+                // Half a file would be taken for a primary by the next try.
+                let _ = std::fs::remove_file(&self.path);
+            })?,
+        };
+        self.report(Some(uuid))
+    }
 
-/// Makes the store, writes a file through, and last the superblocks: until then there is no volume.
-fn write(
-    arguments: &Arguments,
-    path: &Path,
-    name: &str,
-    spec: &Spec,
-    plan: &Plan,
-    manner: Manner,
-    bench: &Bench,
-) -> Result<Uuid, Failure> {
-    let [mut uuid, mut history] = [[0; 16]; 2];
-    let mut key = [0; 32];
-    bench.platform.random(&mut uuid);
-    bench.platform.random(&mut history);
-    bench.platform.random(&mut key);
-    let superblock = Superblock {
-        uuid: Uuid::from_random(uuid),
-        history: Uuid::from_random(history),
-        parent_history: Uuid::default(),
-        fork_position: Position(0),
-        key: Key(key),
-        generation: 1,
-        epoch: 0,
-        created_ns: bench.platform.wall_ns(),
-        geometry: plan.geometry,
-        archive_at: match arguments.archive_at {
+    /// Allocates a file of the planned size, and opens it as a primary.
+    fn make_file(&self) -> Result<Bench, Failure> {
+        let Self { path, plan, .. } = self;
+        let failed = |error: std::io::Error| Failure::new(format_args!("{}: {error}", path.display()));
+        let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
+        let bytes = plan.geometry.primary_blocks * BLOCK_BYTES as u64;
+        let length = i64::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
+        nix::fcntl::posix_fallocate(&file, 0, length).map_err(|error| match error {
+            nix::errno::Errno::ENOSPC => Failure::new(format_args!(
+                "{}: its file system has no room for a primary of {}: use a smaller --size or a higher --utilisation",
+                path.display(),
+                Size(bytes)
+            )),
+            error => failed(error.into()),
+        })?;
+        drop(file);
+        Ok(Bench::new(Primary::own(path, Duration::ZERO)?)?)
+    }
+
+    /// Makes the store, writes a file through, and last the superblocks: until then there is no volume.
+    fn write(&self, bench: &Bench) -> Result<Uuid, Failure> {
+        let Self { arguments, path, plan, .. } = self;
+        let [mut uuid, mut history] = [[0; 16]; 2];
+        let mut key = [0; 32];
+        bench.platform.random(&mut uuid);
+        bench.platform.random(&mut history);
+        bench.platform.random(&mut key);
+        let superblock = Superblock {
+            uuid: Uuid::from_random(uuid),
+            history: Uuid::from_random(history),
+            parent_history: Uuid::default(),
+            fork_position: Position(0),
+            key: Key(key),
+            generation: 1,
+            epoch: 0,
+            created_ns: bench.platform.wall_ns(),
+            geometry: plan.geometry,
+            archive_at: match arguments.archive_at {
+                When::Seal => ArchiveAt::Seal,
+                When::Inactive => ArchiveAt::Inactive,
+            },
+            compression: arguments.compression,
+            clean_close: None,
+            name: self.name.clone(),
+            backing: arguments.backing.clone(),
+        };
+        archive::create_store(&self.spec, &superblock)?;
+        if has_holes(path)? {
+            fill(bench, self.manner).map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;
+        }
+        let device = bench.device.clone();
+        let uuid = superblock.uuid;
+        let written = bench.wait(async move { write_superblocks(&device, &superblock).await })?;
+        written.map_err(|error| Failure::new(format_args!("{}: the superblocks: {error}", path.display())))?;
+        sync_directory(path);
+        Ok(uuid)
+    }
+
+    fn report(&self, uuid: Option<Uuid>) -> Outcome {
+        let Self { arguments, path, name, plan, .. } = self;
+        let geometry = &plan.geometry;
+        let volume = geometry.volume_blocks * BLOCK_BYTES as u64;
+        let when = archive_at(match arguments.archive_at {
             When::Seal => ArchiveAt::Seal,
             When::Inactive => ArchiveAt::Inactive,
-        },
-        compression: arguments.compression,
-        clean_close: None,
-        name: name.to_owned(),
-        backing: arguments.backing.clone(),
-    };
-    archive::create_store(spec, &superblock)?;
-    if has_holes(path)? {
-        fill(bench, manner).map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;
+        });
+        if arguments.json {
+            return Ok(table::print_json(&json!({
+                "name": name,
+                "uuid": uuid.map(|uuid| uuid.to_string()),
+                "primary": path,
+                "backing": arguments.backing,
+                "archive_at": when,
+                "size_bytes": volume,
+                "primary_bytes": geometry.primary_blocks * BLOCK_BYTES as u64,
+                "segment_size": geometry.segment_bytes(),
+                "slots": geometry.slots,
+                "working_set_segments": geometry.working_set,
+                "spare_segments": plan.spare,
+                "unused_bytes": plan.unused_blocks * BLOCK_BYTES as u64,
+                "utilisation": plan.utilisation,
+                "expected_write_amplification": plan.write_amplification,
+                "index_bytes": geometry.volume_blocks * 8,
+                "dry_run": arguments.dry_run,
+            }))?);
+        }
+        let segment = Size(geometry.segment_bytes() as u64);
+        let made = if arguments.dry_run { " (dry run: nothing was made)" } else { "" };
+        let backing = match arguments.backing.as_str() {
+            "none" => "none: no history is kept, nothing can be restored".to_owned(),
+            backing => format!("{backing}, archived at {when}"),
+        };
+        let unused = if plan.unused_blocks >= u64::from(geometry.segment_blocks) {
+            Size::of_blocks(plan.unused_blocks).to_string()
+        } else {
+            String::new()
+        };
+        table::print(&[
+            ("volume", format!("{name}{}{made}", uuid.map(|uuid| format!(" ({uuid})")).unwrap_or_default())),
+            ("size", Size(volume).to_string()),
+            ("primary", format!("{}, {}", path.display(), Size::of_blocks(geometry.primary_blocks))),
+            ("backing", backing),
+            (
+                "segments",
+                format!(
+                    "{} of {segment}: {} in the working set, {} spare",
+                    geometry.slots, geometry.working_set, plan.spare
+                ),
+            ),
+            ("utilisation", format!("{:.2} of the working set", plan.utilisation)),
+            ("amplification", format!("about {:.2} under random overwrites", plan.write_amplification)),
+            ("memory", format!("{} for the index when the volume is full", Size(geometry.volume_blocks * 8))),
+            ("unused", unused),
+        ]);
+        Ok(())
     }
-    let device = bench.device.clone();
-    let uuid = superblock.uuid;
-    let written = bench.wait(async move { write_superblocks(&device, &superblock).await })?;
-    written.map_err(|error| Failure::new(format_args!("{}: the superblocks: {error}", path.display())))?;
-    sync_directory(path);
-    Ok(uuid)
 }
 
 /// Whether a file has holes or extents that were never written; both cost a quarter of the flush rate later. Extents
@@ -233,39 +286,6 @@ fn sync_directory(path: &Path) {
     }
 }
 
-/// Refuses a primary with something on it that salvol or util-linux recognises.
-fn refuse_what_it_holds(path: &Path, bench: &Bench) -> Outcome {
-    let refuse = |what: &str| {
-        Err(Failure::new(format_args!(
-            "{}: holds {what}: --force overwrites it, and nothing brings it back",
-            path.display()
-        )))
-    };
-    match bench.superblock() {
-        Ok(superblock) => return refuse(&format!("the salvol volume {} ({})", superblock.name, superblock.uuid)),
-        Err(failure) if !failure.to_string().contains("neither the first block nor the last") => {
-            return refuse(&format!("a salvol volume ({failure})"));
-        }
-        Err(_) => {}
-    }
-    let blkid = ["blkid", "/sbin/blkid", "/usr/sbin/blkid"]
-        .iter()
-        .find_map(|program| Command::new(program).args(["-p", "-o", "export", "--"]).arg(path).output().ok());
-    let Some(output) = blkid else {
-        log::warn!("{}: there is no blkid (util-linux), so only salvol volumes are recognised", path.display());
-        return Ok(());
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    match (field("TYPE"), field("PTTYPE")) {
-        (Some(kind), _) => refuse(&format!("{kind} (says blkid)")),
-        (None, Some(kind)) => refuse(&format!("a partition table ({kind}, says blkid)")),
-        // Code 8: several things at once.
-        (None, None) if output.status.code() == Some(8) => refuse("several things at once (says blkid)"),
-        (None, None) => Ok(()),
-    }
-}
-
 fn warn_of_copy_on_write(path: &Path, manner: Manner) {
     const COPY_ON_WRITE: [(i64, &str); 3] = [(0x9123_683e, "btrfs"), (0x2fc1_2fc1, "ZFS"), (0xca45_1a4e, "bcachefs")];
     let directory = if path.exists() { path } else { path.parent().unwrap_or(path) };
@@ -280,62 +300,4 @@ fn warn_of_copy_on_write(path: &Path, manner: Manner) {
             path.display()
         ));
     }
-}
-
-fn report(arguments: &Arguments, path: &Path, name: &str, uuid: Option<Uuid>, plan: &Plan) -> Outcome {
-    let geometry = &plan.geometry;
-    let volume = geometry.volume_blocks * BLOCK_BYTES as u64;
-    let when = archive_at(match arguments.archive_at {
-        When::Seal => ArchiveAt::Seal,
-        When::Inactive => ArchiveAt::Inactive,
-    });
-    if arguments.json {
-        return Ok(table::print_json(&json!({
-            "name": name,
-            "uuid": uuid.map(|uuid| uuid.to_string()),
-            "primary": path,
-            "backing": arguments.backing,
-            "archive_at": when,
-            "size_bytes": volume,
-            "primary_bytes": geometry.primary_blocks * BLOCK_BYTES as u64,
-            "segment_size": geometry.segment_bytes(),
-            "slots": geometry.slots,
-            "working_set_segments": geometry.working_set,
-            "spare_segments": plan.spare,
-            "unused_bytes": plan.unused_blocks * BLOCK_BYTES as u64,
-            "utilisation": plan.utilisation,
-            "expected_write_amplification": plan.write_amplification,
-            "index_bytes": geometry.volume_blocks * 8,
-            "dry_run": arguments.dry_run,
-        }))?);
-    }
-    let segment = Size(geometry.segment_bytes() as u64);
-    let made = if arguments.dry_run { " (dry run: nothing was made)" } else { "" };
-    let backing = match arguments.backing.as_str() {
-        "none" => "none: no history is kept, nothing can be restored".to_owned(),
-        backing => format!("{backing}, archived at {when}"),
-    };
-    let unused = if plan.unused_blocks >= u64::from(geometry.segment_blocks) {
-        Size::of_blocks(plan.unused_blocks).to_string()
-    } else {
-        String::new()
-    };
-    table::print(&[
-        ("volume", format!("{name}{}{made}", uuid.map(|uuid| format!(" ({uuid})")).unwrap_or_default())),
-        ("size", Size(volume).to_string()),
-        ("primary", format!("{}, {}", path.display(), Size::of_blocks(geometry.primary_blocks))),
-        ("backing", backing),
-        (
-            "segments",
-            format!(
-                "{} of {segment}: {} in the working set, {} spare",
-                geometry.slots, geometry.working_set, plan.spare
-            ),
-        ),
-        ("utilisation", format!("{:.2} of the working set", plan.utilisation)),
-        ("amplification", format!("about {:.2} under random overwrites", plan.write_amplification)),
-        ("memory", format!("{} for the index when the volume is full", Size(geometry.volume_blocks * 8))),
-        ("unused", unused),
-    ]);
-    Ok(())
 }

@@ -10,6 +10,7 @@ mod dump;
 mod failure;
 mod features;
 mod geometry;
+mod holding;
 mod list;
 mod manual;
 mod parse;

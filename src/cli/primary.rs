@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use salvol::control::read_superblock;
+use salvol::control::{SuperblockError, read_superblock};
 use salvol::format::Superblock;
 use salvol::io::{OwnRing, Primary, UringDevice, UringPlatform};
 
@@ -30,8 +30,13 @@ impl Bench {
 
     /// The primary's superblock.
     pub(crate) fn superblock(&self) -> Result<Superblock, Failure> {
+        Ok(self.read_superblock()??)
+    }
+
+    /// The same, with the reason why there is none.
+    pub(crate) fn read_superblock(&self) -> io::Result<Result<Superblock, SuperblockError>> {
         let device = self.device.clone();
-        Ok(self.wait(async move { read_superblock(&device).await })??)
+        self.wait(async move { read_superblock(&device).await })
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::format::{BLOCK_BYTES, FormatError, Superblock};
 use crate::io::{Buffer, Device};
+use crate::log::scan;
 
 /// Why there is no superblock to go by.
 #[derive(Debug, thiserror::Error)]
@@ -32,17 +33,7 @@ impl SuperblockError {
 /// # Errors
 /// See [`SuperblockError`].
 pub async fn read_superblock(device: &impl Device) -> Result<Superblock, SuperblockError> {
-    let bytes = device.bytes();
-    if bytes < 2 * BLOCK_BYTES as u64 {
-        return Err(SuperblockError::None);
-    }
-    let first = read_block(device, 0).await;
-    let copy = read_block(device, bytes - BLOCK_BYTES as u64).await;
-    if let (Err(error), Err(_)) = (&first, &copy) {
-        return Err(io::Error::new(error.kind(), error.to_string()).into());
-    }
-    let [first, copy] = [first, copy].map(Result::unwrap_or_default);
-    let superblock = match Superblock::choose(&first, &copy) {
+    let superblock = match scan::superblock(device).await? {
         Ok((superblock, _)) => superblock,
         Err(FormatError::Magic { .. } | FormatError::Length { .. }) => return Err(SuperblockError::None),
         Err(error @ (FormatError::Version { .. } | FormatError::Features { .. })) => {
@@ -51,8 +42,9 @@ pub async fn read_superblock(device: &impl Device) -> Result<Superblock, Superbl
         Err(error) => return Err(SuperblockError::Damaged(error)),
     };
     let need = superblock.geometry.primary_blocks * BLOCK_BYTES as u64;
-    if need > bytes {
-        return Err(SuperblockError::CutShort { need, have: bytes });
+    let have = device.bytes();
+    if need > have {
+        return Err(SuperblockError::CutShort { need, have });
     }
     Ok(superblock)
 }
@@ -78,10 +70,4 @@ pub async fn wipe_superblocks(device: &impl Device, copy_at: u64) -> io::Result<
     device.write(0, zeros.clone()).await?;
     device.write(copy_at, zeros).await?;
     device.flush().await
-}
-
-async fn read_block(device: &impl Device, offset: u64) -> io::Result<Vec<u8>> {
-    let block = Buffer::new(BLOCK_BYTES)?;
-    device.read(offset, block.clone()).await?;
-    Ok(block.bytes().to_vec())
 }

@@ -9,8 +9,8 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
-    BATCH_ENTRIES_MAX, BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentNumber, Superblock,
-    SynchMark,
+    BATCH_ENTRIES_MAX, BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentHeader, SegmentNumber,
+    Superblock, SynchMark,
 };
 
 const MAGIC: [u8; 8] = *b"SALVOLSM";
@@ -161,6 +161,22 @@ fn disk(bytes: &[u8]) -> Result<&Disk, FormatError> {
 }
 
 impl Summary {
+    /// The summary of a segment that has its header and nothing else yet.
+    pub fn begin(header: &SegmentHeader) -> Self {
+        Self {
+            segment: header.segment,
+            epoch: header.epoch,
+            first_position: header.first_position,
+            oldest_needed: header.oldest_needed,
+            predecessor: header.predecessor,
+            last_checksum: header.predecessor,
+            volume_blocks: header.volume_blocks,
+            batches: Vec::new(),
+            entries: Vec::new(),
+            synchs: Vec::new(),
+        }
+    }
+
     /// Position of the segment's last batch; the one before its first when it has none.
     pub fn last_position(&self) -> Position {
         Position(self.first_position.0 + self.batches.len() as u64 - 1)

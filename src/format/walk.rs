@@ -24,18 +24,7 @@ pub struct Walk {
 /// before: the validity rule of `docs/format.md`. Data is verified in the batches from position `data_from` on.
 pub fn walk_segment(image: &[u8], volume: &Superblock, header: &SegmentHeader, data_from: Position) -> Walk {
     let mut walk = Walk {
-        summary: Summary {
-            segment: header.segment,
-            epoch: header.epoch,
-            first_position: header.first_position,
-            oldest_needed: header.oldest_needed,
-            predecessor: header.predecessor,
-            last_checksum: header.predecessor,
-            volume_blocks: header.volume_blocks,
-            batches: Vec::new(),
-            entries: Vec::new(),
-            synchs: Vec::new(),
-        },
+        summary: Summary::begin(header),
         end: Offset(1),
         last: None,
         durable_through: header.durable_through,

@@ -63,19 +63,7 @@ impl Head {
         let header_written = found.is_some();
         let (summary, used) = found.unwrap_or_else(|| {
             buffer.part(0, BLOCK_BYTES).write(|block| header.encode(volume, block));
-            let empty = Summary {
-                segment: header.segment,
-                epoch: header.epoch,
-                first_position: header.first_position,
-                oldest_needed: header.oldest_needed,
-                predecessor: header.predecessor,
-                last_checksum: header.predecessor,
-                volume_blocks: header.volume_blocks,
-                batches: Vec::new(),
-                entries: Vec::new(),
-                synchs: Vec::new(),
-            };
-            (empty, Offset(1))
+            (Summary::begin(&header), Offset(1))
         });
         let synch_bytes = summary.synchs.iter().map(|mark| mark.encode().len()).sum();
         Self {

@@ -49,6 +49,27 @@ pub struct SlotInfo {
     pub sealed_at: Duration,
 }
 
+impl SlotInfo {
+    fn new(life: Life, segment: SegmentNumber, first_position: Position) -> Self {
+        Self {
+            life,
+            segment,
+            epoch: 0,
+            live: 0,
+            data: 0,
+            first_position,
+            last_position: first_position.previous(),
+            archived: false,
+            archiving: false,
+            sealed: false,
+            durable: false,
+            readers: 0,
+            buffer: None,
+            sealed_at: Duration::ZERO,
+        }
+    }
+}
+
 /// All slots.
 #[derive(Debug)]
 pub struct Table {
@@ -61,24 +82,7 @@ pub struct Table {
 impl Table {
     /// A table of free slots.
     pub fn new(geometry: Geometry) -> Self {
-        let slots = (0..geometry.slots)
-            .map(|_| SlotInfo {
-                life: Life::Recycle,
-                segment: SegmentNumber(0),
-                epoch: 0,
-                live: 0,
-                data: 0,
-                first_position: Position(0),
-                last_position: Position(0),
-                archived: false,
-                archiving: false,
-                sealed: false,
-                durable: false,
-                readers: 0,
-                buffer: None,
-                sealed_at: Duration::ZERO,
-            })
-            .collect();
+        let slots = (0..geometry.slots).map(|_| SlotInfo::new(Life::Recycle, SegmentNumber(0), Position(0))).collect();
         Self { geometry, slots, by_segment: BTreeMap::new(), free: (0..geometry.slots).map(Slot).collect() }
     }
 
@@ -135,22 +139,7 @@ impl Table {
     fn put(&mut self, slot: Slot, segment: SegmentNumber, life: Life, first_position: Position) {
         let info = self.get_mut(slot);
         assert_eq!(info.life, Life::Recycle, "only a free slot gets a segment");
-        *info = SlotInfo {
-            life,
-            segment,
-            epoch: 0,
-            live: 0,
-            data: 0,
-            first_position,
-            last_position: first_position.previous(),
-            archived: false,
-            archiving: false,
-            sealed: false,
-            durable: false,
-            readers: 0,
-            buffer: None,
-            sealed_at: Duration::ZERO,
-        };
+        *info = SlotInfo::new(life, segment, first_position);
         let before = self.by_segment.insert(segment, slot);
         assert!(before.is_none(), "a segment is in one slot");
     }

@@ -25,6 +25,16 @@ pub struct Shape {
     pub backing: bool,
 }
 
+/// The shape that most tests use.
+pub const SHAPE: Shape = Shape {
+    segment_blocks: 64,
+    working_set: 8,
+    slots: 14,
+    volume_blocks: 250,
+    archive_at: ArchiveAt::Seal,
+    backing: true,
+};
+
 impl Shape {
     pub fn superblock(&self) -> Superblock {
         let mut dice = Dice::new(77);
