@@ -4,13 +4,16 @@
 mod common;
 
 use std::cell::Cell;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
+use salvol::archive::{ObjectName, Store, StoreError};
 use salvol::format::*;
-use salvol::io::Platform;
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
+use salvol::io::{OwnRing, Platform, Primary, UringDevice, UringPlatform};
 use salvol::log::replay::ReplayError;
 use salvol::log::{Life, scan};
 use salvol::volume::{OpenError, OpenOptions, Volume};
@@ -276,4 +279,185 @@ fn a_rolled_back_primary_is_refused() {
     let refused = open(&platform, &store).unwrap();
     assert!(matches!(refused, Err(OpenError::ArchiveAhead { .. })), "{:?}", refused.err());
     platform.halt();
+}
+
+/// Rule 12: one bad sector loses one block, not its neighbours; and what is lost stays lost, through cleaning and attaching,
+/// until it is overwritten.
+#[test]
+fn a_lost_block_is_one_and_stays_lost() {
+    let shape = Shape { backing: false, slots: 12, ..SHAPE };
+    let disk = shape.disk();
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &None).unwrap().unwrap();
+    let (user, sick) = (volume.clone(), disk.clone());
+    platform
+        .block_on(async move {
+            put(&user, 0..32, 7).await;
+            churn(&user, 4).await;
+            let place = user.log().look(|index, _| index.get(Block(5)).place().unwrap());
+            sick.fail_reads(place.bytes(), 1);
+            churn(&user, 24).await;
+            user.close().await.unwrap();
+        })
+        .unwrap();
+    assert_eq!(volume.log().counters().lost_blocks, 3, "once, and again in each turn of the log");
+    drop(volume);
+    platform.halt();
+    disk.stop_machine();
+    let platform = SimulatedPlatform::new(2, disk);
+    let volume = open(&platform, &None).unwrap().unwrap();
+    platform
+        .block_on(async move {
+            for block in 0..32 {
+                let found = get(&volume, block).await;
+                assert!(if block == 5 { found.is_err() } else { found.unwrap() == 7 }, "block {block}");
+            }
+            put(&volume, 5..6, 8).await;
+            assert_eq!(get(&volume, 5).await.unwrap(), 8);
+        })
+        .unwrap();
+}
+
+/// Rule 12: a bad sector in a segment that waits for the archiver costs its blocks, and wedges nothing.
+#[test]
+fn a_segment_with_a_bad_sector_is_archived_as_it_is() {
+    let shape = Shape { archive_at: ArchiveAt::Inactive, ..SHAPE };
+    let disk = shape.disk();
+    let store = store_of(&shape);
+    let model = Rc::new(Model::default());
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    assert_eq!(hammer(&platform, &volume, &model, 3, 4, 150, Mix::default()), Ended::Done);
+    let slot = volume.log().look(|_, table| {
+        let unheld = table.segments().find(|(_, info)| info.life == Life::Active && info.buffer.is_none());
+        table.slot_of(unheld.unwrap().0).unwrap()
+    });
+    disk.fail_reads(volume.geometry().slot_place(slot).plus(2).bytes(), 1);
+    let mix = Mix { reads: 0, ..Mix::default() };
+    assert_eq!(hammer(&platform, &volume, &model, 4, 4, 800, mix), Ended::Done, "{:#?}", volume.status());
+    assert!(volume.status().archive.error.is_none());
+}
+
+/// P5: the header of the segment that the log ends in rots, or cannot be read: its first batch says the same, and nothing
+/// is lost. When neither can be read nothing is opened, since what was flushed may be there.
+#[test]
+fn a_damaged_segment_header_loses_nothing() {
+    for (what, blocks) in [("rot", 1), ("bad sector", 1), ("bad sectors", 2)] {
+        let disk = SHAPE.disk();
+        let store = store_of(&SHAPE);
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let user = volume.clone();
+        platform
+            .block_on(async move {
+                churn(&user, 3).await;
+                put(&user, 3..4, 42).await;
+                user.synch("a".to_owned(), String::new()).await.unwrap();
+            })
+            .unwrap();
+        let slot =
+            volume.log().look(|_, table| table.segments().next_back().map(|(segment, _)| table.slot_of(segment)));
+        let start = volume.geometry().slot_place(slot.unwrap().unwrap()).bytes();
+        drop(volume);
+        platform.halt();
+        disk.stop_machine();
+        if what == "rot" {
+            disk.corrupt(start + 50, 1);
+        } else {
+            disk.fail_reads(start, blocks * BLOCK_BYTES as u64);
+        }
+        for seed in 2..4 {
+            let platform = SimulatedPlatform::new(seed, disk.clone());
+            match open(&platform, &store).unwrap() {
+                Ok(volume) => {
+                    assert_eq!(blocks, 1, "{what}");
+                    assert_eq!(platform.block_on(async move { get(&volume, 3).await.unwrap() }), Some(42), "{what}");
+                }
+                Err(error) => {
+                    assert_eq!(blocks, 2, "{what}: {error}");
+                    assert!(matches!(error, OpenError::Replay(ReplayError::Unreadable { .. })), "{error}");
+                }
+            }
+            platform.halt();
+            disk.stop_machine();
+        }
+    }
+}
+
+/// Validity rule 5: rot in data that a later header knows to be durable is an error of the reads that want it, not of
+/// attaching.
+#[test]
+fn rot_in_durable_data_is_found_when_it_is_read() {
+    let disk = SHAPE.disk();
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let store = store_of(&SHAPE);
+    let volume = open(&platform, &store).unwrap().unwrap();
+    let (user, sleeper) = (volume.clone(), platform.clone());
+    let place = platform
+        .block_on(async move {
+            churn(&user, 3).await;
+            put(&user, 3..4, 42).await;
+            user.synch("a".to_owned(), String::new()).await.unwrap();
+            put(&user, 4..5, 43).await;
+            sleeper.sleep(Duration::from_secs(3)).await;
+            user.log().look(|index, _| index.get(Block(3)).place().unwrap())
+        })
+        .unwrap();
+    drop(volume);
+    platform.halt();
+    disk.stop_machine();
+    disk.corrupt(place.bytes() + 1000, 1);
+    let platform = SimulatedPlatform::new(2, disk);
+    let volume = open(&platform, &store).unwrap().unwrap();
+    platform
+        .block_on(async move {
+            assert!(get(&volume, 3).await.is_err());
+            assert_eq!(get(&volume, 4).await.unwrap(), 43);
+        })
+        .unwrap();
+}
+
+/// Rule 13: a store that hangs does not keep the volume from its users.
+#[test]
+fn attaching_does_not_wait_for_a_store_that_hangs() {
+    struct Hanging;
+    impl Store for Hanging {
+        fn put(&self, _: &ObjectName, _: &[u8]) -> Result<(), StoreError> {
+            hang()
+        }
+        fn get(&self, _: &ObjectName, _: std::ops::Range<u64>) -> Result<Vec<u8>, StoreError> {
+            hang()
+        }
+        fn length(&self, _: &ObjectName) -> Result<u64, StoreError> {
+            hang()
+        }
+        fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
+            hang()
+        }
+        fn delete(&self, _: &ObjectName) -> Result<(), StoreError> {
+            hang()
+        }
+        fn forbid_device(&self, _: u64) {}
+        fn spec(&self) -> String {
+            "dir:/hanging".to_owned()
+        }
+    }
+    fn hang() -> ! {
+        loop {
+            std::thread::park();
+        }
+    }
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let superblock = SHAPE.superblock();
+    file.as_file().set_len(superblock.geometry.primary_blocks * BLOCK_BYTES as u64).unwrap();
+    for offset in [0, superblock.geometry.copy_at()] {
+        file.as_file().write_all_at(&superblock.encode(), offset).unwrap();
+    }
+    let platform = UringPlatform::new(OwnRing::new(64).unwrap(), 1).unwrap();
+    let device = UringDevice::new(platform.clone(), Primary::own(file.path(), Duration::ZERO).unwrap());
+    let opening = Volume::open(platform.clone(), device, Some(Arc::new(Hanging)), OpenOptions::default());
+    let started = std::time::Instant::now();
+    let volume = platform.block_on(opening).unwrap().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20));
+    platform.block_on(async move { volume.close().await }).unwrap().unwrap();
 }

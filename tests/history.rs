@@ -370,7 +370,7 @@ fn check_finds_what_is_damaged_and_nothing_else() {
         (0, "the superblock:"),
         (header_at + 20, "position "),
         (last_at, "its summary is damaged"),
-        (slot_at + 20, "it is needed and is missing"),
+        (slot_at + 20, "the segment's header is damaged"),
     ] {
         let file = rig.primary_file();
         file.write_all_at(&[before[at as usize] ^ 1], at).unwrap();

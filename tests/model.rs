@@ -6,8 +6,11 @@ mod common;
 use std::rc::Rc;
 
 use common::*;
-use salvol::format::ArchiveAt;
+use salvol::format::{ArchiveAt, Block};
+use salvol::index::Mapping;
+use salvol::io::Platform;
 use salvol::io::simulated::{Dice, Ended, SimulatedPlatform};
+use salvol::log::scan;
 
 fn shapes() -> Vec<Shape> {
     vec![
@@ -173,6 +176,96 @@ fn trims_while_the_archiver_is_behind() {
                 platform.halt();
                 disk.stop_machine();
             }
+        }
+    }
+}
+
+/// Spells of random and of sequential overwriting: what the cleaner has read ahead may wait for a whole turn of the log,
+/// until its segment's slot holds another segment, whose blocks may be at the very same places.
+#[test]
+fn copies_that_waited_too_long_are_not_placed() {
+    for seed in 0..24 {
+        let shape = Shape {
+            backing: false,
+            slots: 10 + (seed / 4 % 3) as u32,
+            volume_blocks: [128, 192, 250, 320][seed as usize % 4],
+            ..SHAPE
+        };
+        let blocks = shape.volume_blocks;
+        let disk = shape.disk();
+        let platform = SimulatedPlatform::new(seed, disk.clone());
+        let volume = open(&platform, &None).unwrap().unwrap();
+        let spells = async move {
+            let mut dice = Dice::new(seed);
+            let mut crcs = vec![None; blocks as usize];
+            let mut stamp = 0;
+            for spell in 0..60 {
+                let random = spell % 2 == 0;
+                let stride = 1 + dice.below(16);
+                let writes = if random { 20 + dice.below(60) } else { 100 + dice.below(1200 / stride) };
+                let mut next = 0;
+                for _ in 0..writes {
+                    let count = if random { 1 + dice.below(6) } else { stride };
+                    let first = if random { dice.below(blocks - count) } else { next };
+                    next = (first + count) % (blocks - count);
+                    stamp += 1;
+                    put(&volume, first..first + count, stamp).await;
+                    for block in first..first + count {
+                        crcs[block as usize] = Some(crc_of(block, stamp));
+                    }
+                    volume.log().look(|index, _| {
+                        for (block, crc) in crcs.iter().enumerate() {
+                            let found = match index.get(Block(block as u64)) {
+                                Mapping::At(_, crc) => Some(crc),
+                                _ => None,
+                            };
+                            assert_eq!(found, *crc, "seed {seed} spell {spell} block {block}");
+                        }
+                    });
+                }
+            }
+            volume.close().await.unwrap();
+        };
+        platform.block_on(spells).unwrap_or_else(|| panic!("seed {seed}: stuck"));
+        platform.halt();
+        disk.stop_machine();
+        // Replay compares every copy with what it copies.
+        open(&SimulatedPlatform::new(seed, disk), &None).unwrap().unwrap();
+    }
+}
+
+/// Trims that are on their way while the volume is closed: the record of the clean close names nothing that a power cut
+/// can take away.
+#[test]
+fn a_clean_close_is_durable() {
+    let shape = Shape { backing: false, ..SHAPE };
+    for seed in 0..40 {
+        let disk = shape.disk();
+        let platform = SimulatedPlatform::new(seed, disk.clone());
+        let volume = open(&platform, &None).unwrap().unwrap();
+        let writer = volume.clone();
+        platform.block_on(async move { put(&writer, 0..200, 5).await }).unwrap();
+        for parity in 0..2 {
+            let log = volume.log().clone();
+            platform.spawn(async move {
+                for block in 0..100 {
+                    let Ok(position) = log.unmap(Block(block * 2 + parity), 1, false).await else { return };
+                    if log.acknowledged(position).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let closing = volume.clone();
+        platform.block_on(async move { closing.close().await.unwrap() }).unwrap();
+        let device = platform.device();
+        let superblock = platform.block_on(async move { scan::superblock(&device).await.unwrap().unwrap().0 });
+        let recorded = superblock.unwrap().clean_close.unwrap().position;
+        assert!(recorded <= volume.log().positions().1, "seed {seed}: {recorded} is not durable");
+        platform.halt();
+        disk.lose_power(&mut Dice::new(seed));
+        if let Err(error) = open(&SimulatedPlatform::new(seed + 1, disk), &None).unwrap() {
+            panic!("seed {seed}: {error}");
         }
     }
 }

@@ -151,6 +151,9 @@ impl BatchHeader {
         let Ok(entries) = <[Entry]>::ref_from_bytes(listed) else {
             return field("entries", count as u64);
         };
+        if disk.volume_blocks.get() > volume.geometry.volume_blocks {
+            return field("volume blocks", disk.volume_blocks.get());
+        }
         let mut data_blocks = 0;
         for entry in entries {
             data_blocks += u32::from(entry.check(disk.volume_blocks.get())?.has_data());

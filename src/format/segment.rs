@@ -3,7 +3,9 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{BLOCK_BYTES, Checksum, FormatError, Geometry, Key, Position, SegmentNumber, Slot, Superblock, Uuid};
+use super::{
+    BLOCK_BYTES, BatchHeader, Checksum, FormatError, Geometry, Key, Position, SegmentNumber, Slot, Superblock, Uuid,
+};
 
 const MAGIC: [u8; 8] = *b"SALVOLSG";
 const WHAT: &str = "segment header";
@@ -62,6 +64,23 @@ const _: () = assert!(std::mem::offset_of!(Disk, checksum) == CHECKED);
 const _: () = assert!(std::mem::offset_of!(Disk, predecessor) == 64);
 
 impl SegmentHeader {
+    /// The header of the segment in `slot` whose first batch has this `header`: it repeats all that matters.
+    pub fn of_first_batch(slot: Slot, header: &BatchHeader) -> Self {
+        Self {
+            segment: header.segment,
+            slot,
+            epoch: header.epoch,
+            first_position: header.position,
+            predecessor: header.predecessor,
+            oldest_needed: header.oldest_needed,
+            durable_through: header.durable_through,
+            archived_through: header.archived_through,
+            volume_blocks: header.volume_blocks,
+            working_set: header.working_set,
+            time_ns: header.time_ns,
+        }
+    }
+
     /// The header as the first block of its slot.
     pub fn encode(&self, volume: &Superblock, block: &mut [u8]) {
         let geometry = &volume.geometry;
@@ -132,6 +151,9 @@ impl SegmentHeader {
         }
         if disk.slot.get() >= geometry.slots {
             return field("slot", u64::from(disk.slot.get()));
+        }
+        if disk.volume_blocks.get() > geometry.volume_blocks {
+            return field("volume blocks", disk.volume_blocks.get());
         }
         if disk.oldest_needed.get() > disk.segment.get() {
             return field("oldest needed", disk.oldest_needed.get());

@@ -273,6 +273,9 @@ impl Summary {
             marks.push(mark);
             rest = &rest[used..];
         }
+        if disk.volume_blocks.get() > volume.geometry.volume_blocks {
+            return Err(FormatError::Field { what: WHAT, field: "volume blocks", value: disk.volume_blocks.get() });
+        }
         let summary = Self {
             segment: SegmentNumber(disk.segment.get()),
             epoch: disk.epoch.get(),

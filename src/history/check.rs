@@ -136,16 +136,21 @@ pub async fn check<D: Device>(device: &D) -> io::Result<Result<CheckReport, Form
     };
     check_superblocks(device, &volume, &mut report).await;
     check_headers(device, &volume, &mut report).await;
-    let found = scan::headers(device, &volume).await?;
+    let found = scan::headers(device, &volume).await?.found;
     report.slots_used = found.len() as u32;
+    for remade in found.iter().filter(|found| found.remade) {
+        let offset = volume.geometry.slot_place(remade.slot).bytes();
+        let what = "the segment's header is damaged; its first batch is whole, and attaching writes the header again";
+        report.add(Severity::Damage, Some(remade.header.segment), Some(offset), what);
+    }
     let tail = match find_tail(device, &volume, None).await {
         Ok(tail) => tail,
         Err(ReplayError::Io(error)) => return Err(error),
         Err(error) => {
             report.add(Severity::Damage, None, None, &error);
-            match error {
-                ReplayError::Rot { last, .. } => find_tail(device, &volume, Some(last)).await.ok().flatten(),
-                _ => None,
+            match error.last_readable() {
+                Some(last) => find_tail(device, &volume, Some(last)).await.ok().flatten(),
+                None => None,
             }
         }
     };
@@ -207,7 +212,7 @@ async fn check_headers<D: Device>(device: &D, volume: &Superblock, report: &mut 
             Ok(Ok(_) | Err(FormatError::Magic { .. } | FormatError::Identity { .. })) => {}
             Ok(Err(error)) => {
                 let what =
-                    format!("slot {slot}: {error}, or it is of a volume that was here before; it counts as free");
+                    format!("slot {slot}: {error}, or it is of a volume that was here before");
                 report.add(Severity::Note, None, Some(offset), what);
             }
         }

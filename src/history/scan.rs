@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::HistoryError;
-use crate::format::{Block, Checksum, Entry, EntryKind, Offset, Place, Position, SegmentNumber, Summary, Superblock};
+use crate::format::{
+    Block, Checksum, Entry, EntryKind, Offset, Place, Position, SegmentNumber, Slot, Summary, Superblock,
+};
 use crate::index::{Index, Mapping};
 
 /// Where summaries come from.
@@ -182,7 +184,7 @@ impl PointIndex {
     pub fn get(&self, block: Block) -> Sited {
         match self.index.get(block) {
             Mapping::Unmapped | Mapping::At(ZEROS, _) => Sited::Zeros,
-            Mapping::Lost => Sited::Lost,
+            Mapping::Lost(_) => Sited::Lost,
             Mapping::At(place, crc) => {
                 let (segment, offset) = (place.0 / self.segment_blocks, place.0 % self.segment_blocks);
                 Sited::At(self.base.plus(u64::from(segment)), Offset(offset), crc)
@@ -253,7 +255,7 @@ impl PointIndex {
                 continue;
             }
             let mapping = match (kind, to) {
-                (EntryKind::Lost, _) => Mapping::Lost,
+                (EntryKind::Lost, _) => Mapping::Lost(Slot(0)),
                 (_, Some(crc)) => Mapping::At(self.place(segment, offset), crc),
                 (_, None) => Mapping::At(ZEROS, 0),
             };

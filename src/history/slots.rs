@@ -43,7 +43,7 @@ impl Slots {
                 }
                 Err(ReplayError::Io(error)) => return Err(error),
                 Err(error) => {
-                    let last = if let ReplayError::Rot { last, .. } = error { Some(last) } else { None };
+                    let last = error.last_readable();
                     trouble = Some(error.to_string());
                     if broken == Some(last) {
                         tail = before_the_break(&device, &volume, last).await;
@@ -56,7 +56,7 @@ impl Slots {
         }
         let headers: Vec<Found> = match &tail {
             Some(tail) => tail.found.clone(),
-            None => scan::headers(&device, &volume).await?,
+            None => scan::headers(&device, &volume).await?.found,
         };
         let tail = tail.map(|tail| LastSegment { slot: tail.last.slot, summary: Arc::new(tail.walk.summary) });
         // The tail's first batch may be all that is there, and torn.

@@ -8,7 +8,7 @@
 use std::io;
 use std::ptr::NonNull;
 
-use crate::format::{Block, Place};
+use crate::format::{Block, Place, Slot};
 use crate::io::Arena;
 
 /// Stands in for the place of a block that was lost.
@@ -21,8 +21,8 @@ pub enum Mapping {
     Unmapped,
     /// Its newest version is at this place and has this CRC32C.
     At(Place, u32),
-    /// Its only copy became unreadable.
-    Lost,
+    /// Its only copy became unreadable; the newest entry that says so is in the segment in this slot.
+    Lost(Slot),
 }
 
 impl Mapping {
@@ -30,14 +30,14 @@ impl Mapping {
     pub fn place(self) -> Option<Place> {
         match self {
             Self::At(place, _) => Some(place),
-            Self::Unmapped | Self::Lost => None,
+            Self::Unmapped | Self::Lost(_) => None,
         }
     }
 
     fn from_word(word: u64) -> Self {
         match word as u32 {
             0 => Self::Unmapped,
-            LOST => Self::Lost,
+            LOST => Self::Lost(Slot((word >> 32) as u32)),
             place => Self::At(Place(place), (word >> 32) as u32),
         }
     }
@@ -45,7 +45,7 @@ impl Mapping {
     fn word(self) -> u64 {
         match self {
             Self::Unmapped => 0,
-            Self::Lost => u64::from(LOST),
+            Self::Lost(slot) => u64::from(slot.0) << 32 | u64::from(LOST),
             Self::At(place, crc) => u64::from(crc) << 32 | u64::from(place.0),
         }
     }
@@ -102,13 +102,12 @@ impl Index {
         old
     }
 
-    /// Unmaps `count` blocks from `block`; `left` gets each place that was mapped.
-    pub fn unmap(&mut self, block: Block, count: u64, mut left: impl FnMut(Place)) {
+    /// Unmaps `count` blocks from `block`; `left` gets what each was that was not unmapped.
+    pub fn unmap(&mut self, block: Block, count: u64, mut left: impl FnMut(Mapping)) {
         for number in block.0..block.0 + count {
-            if self.get(Block(number)) != Mapping::Unmapped
-                && let Mapping::At(place, _) = self.set(Block(number), Mapping::Unmapped)
-            {
-                left(place);
+            // Looked at before it is touched: a page that was never written to stays without memory.
+            if self.get(Block(number)) != Mapping::Unmapped {
+                left(self.set(Block(number), Mapping::Unmapped));
             }
         }
     }
@@ -128,12 +127,12 @@ mod tests {
         let mut index = Index::new(10).unwrap();
         assert_eq!(index.get(Block(9)), Mapping::Unmapped);
         assert_eq!(index.set(Block(9), Mapping::At(Place(5), 7)), Mapping::Unmapped);
-        assert_eq!(index.set(Block(9), Mapping::Lost), Mapping::At(Place(5), 7));
-        assert_eq!((index.get(Block(9)), index.mapped()), (Mapping::Lost, 1));
+        assert_eq!(index.set(Block(9), Mapping::Lost(Slot(4))), Mapping::At(Place(5), 7));
+        assert_eq!((index.get(Block(9)), index.mapped()), (Mapping::Lost(Slot(4)), 1));
         index.set(Block(3), Mapping::At(Place(8), 1));
         let mut left = Vec::new();
-        index.unmap(Block(0), 10, |place| left.push(place));
-        assert_eq!((left, index.mapped()), (vec![Place(8)], 0));
+        index.unmap(Block(0), 10, |mapping| left.push(mapping));
+        assert_eq!((left, index.mapped()), (vec![Mapping::At(Place(8), 1), Mapping::Lost(Slot(4))], 0));
         assert!(index.is_unmapped(Block(0), 10));
     }
 }

@@ -8,8 +8,9 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
@@ -24,8 +25,6 @@ pub use primary::{Primary, PrimaryError};
 
 /// Marks our own completions in the 64 bits of user data; libublk calls it the target bit.
 const OURS: u64 = 1 << 63;
-/// Jobs that may wait for a thread of the pool. The archiver has fewer under way than this.
-const JOBS_MAX: usize = 64;
 
 /// A submission and a completion queue, of the thread that uses it.
 pub trait Ring: 'static {
@@ -34,6 +33,11 @@ pub trait Ring: 'static {
 
     /// Submits what is queued, waits for `want` completions and gives each one's user data and result to `seen`.
     fn enter(&self, want: usize, seen: &mut dyn FnMut(u64, i32)) -> io::Result<()>;
+}
+
+/// Whether entering a ring again is all it takes.
+pub fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }
 
 /// A ring of our own.
@@ -58,14 +62,17 @@ impl Ring for OwnRing {
             if unsafe { ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            ring.submit()?;
+            match ring.submit() {
+                Err(error) if is_temporary(&error) => {}
+                other => drop(other?),
+            }
         }
     }
 
     fn enter(&self, want: usize, seen: &mut dyn FnMut(u64, i32)) -> io::Result<()> {
         let mut ring = self.0.borrow_mut();
         match ring.submit_and_wait(want) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(error) if is_temporary(&error) => {}
             other => drop(other?),
         }
         ring.completion().for_each(|entry| seen(entry.user_data(), entry.result()));
@@ -347,7 +354,8 @@ impl<R: Ring> Platform for UringPlatform<R> {
         let answer = Arc::new(Mutex::new((None, None::<Waker>)));
         let slot = Arc::clone(&answer);
         self.0.pool.run(Box::new(move || {
-            let value = job();
+            // Its panic is the owner's: nobody would ever hear of it in this thread.
+            let value = catch_unwind(AssertUnwindSafe(job));
             let waker = {
                 let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
                 slot.0 = Some(value);
@@ -360,7 +368,8 @@ impl<R: Ring> Platform for UringPlatform<R> {
         poll_fn(move |context| {
             let mut answer = answer.lock().unwrap_or_else(PoisonError::into_inner);
             match answer.0.take() {
-                Some(value) => Poll::Ready(value),
+                Some(Ok(value)) => Poll::Ready(value),
+                Some(Err(panic)) => resume_unwind(panic),
                 None => {
                     answer.1 = Some(context.waker().clone());
                     Poll::Pending
@@ -398,7 +407,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The archiver's threads.
 struct Pool {
     threads: usize,
-    sender: RefCell<Option<SyncSender<Job>>>,
+    /// Without a bound, so that the owner never waits for a store: jobs are as many as requests and segments in flight.
+    sender: RefCell<Option<Sender<Job>>>,
 }
 
 impl Pool {
@@ -408,8 +418,8 @@ impl Pool {
         sender.send(job).expect("the threads end only with the sender");
     }
 
-    fn start(&self) -> SyncSender<Job> {
-        let (sender, receiver) = sync_channel::<Job>(JOBS_MAX);
+    fn start(&self) -> Sender<Job> {
+        let (sender, receiver) = channel::<Job>();
         let receiver = Arc::new(Mutex::new(receiver));
         for number in 0..self.threads.max(1) {
             let receiver = Arc::clone(&receiver);
@@ -499,9 +509,13 @@ impl<R: Ring> Device for UringDevice<R> {
 
     async fn flush(&self) -> io::Result<()> {
         let entry = opcode::Fsync::new(self.fd()).flags(types::FsyncFlags::DATASYNC).build();
-        match self.platform.operate(entry, Held::Nothing).await {
-            result if result < 0 => Err(io::Error::from_raw_os_error(-result)),
-            _ => Ok(()),
+        loop {
+            match self.platform.operate(entry.clone(), Held::Nothing).await {
+                // Interrupted. Any other failure is final: the kernel reports what could not be written only once.
+                result if result == -libc::EAGAIN || result == -libc::EINTR => {}
+                result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
+                _ => return Ok(()),
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::limits::{THROTTLE_STEP, control_reserve};
+use super::limits::{KEPT_AT_CLOSE, THROTTLE_STEP, control_reserve};
 use super::{Ack, Log, LogError, State};
 use crate::format::{BLOCK_BYTES, BatchHeader, Block, Entry, Position, Superblock, SynchMark};
 use crate::index::Mapping;
@@ -125,6 +125,9 @@ impl<P: Platform> Log<P> {
                 }
                 if state.head.room_for_control(data, synch_bytes, promise) {
                     return place(&mut state).map(Ok);
+                }
+                if state.fail_waiting && keep > KEPT_AT_CLOSE {
+                    return Some(Err(LogError::Closing));
                 }
                 state.roll_wanted = true;
                 drop(state);
@@ -255,12 +258,9 @@ impl State {
 
     /// Switches the index and the counts to the newest place of a block.
     pub(super) fn map(&mut self, block: Block, to: Mapping) {
-        if let Some(place) = to.place() {
-            self.table.of_place(place).live += 1;
-            self.table.of_place(place).data += 1;
-        }
+        self.table.add_live(to);
         let old = self.index.set(block, to);
-        self.supersede(old.place());
+        self.table.remove_live(old);
     }
 
     fn place_without_data(&mut self, entry: Entry) -> Option<Position> {
@@ -268,7 +268,7 @@ impl State {
         self.head.place(entry);
         if entry.kind().is_ok_and(|kind| matches!(kind, Trim | Zero)) {
             let Self { index, table, .. } = self;
-            index.unmap(entry.block(), u64::from(entry.count()), |place| table.of_place(place).live -= 1);
+            index.unmap(entry.block(), u64::from(entry.count()), |old| table.remove_live(old));
         }
         Some(self.head.position())
     }

@@ -10,9 +10,7 @@ use futures_util::future::join_all;
 
 use super::limits::{COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, control_reserve};
 use super::{Log, Promise, State, scan};
-use crate::format::{
-    BATCH_ENTRIES_MAX, BLOCK_BYTES, Block, Entry, EntryKind, Place, SegmentNumber, Slot, Summary, Superblock, block_crc,
-};
+use crate::format::{BATCH_ENTRIES_MAX, BLOCK_BYTES, Block, Entry, Place, SegmentNumber, Slot, Superblock, block_crc};
 use crate::index::Mapping;
 use crate::io::{Buffer, Device, Platform};
 
@@ -20,9 +18,9 @@ use crate::io::{Buffer, Device, Platform};
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     block: Block,
-    place: Place,
-    crc: u32,
-    /// Block of the group's buffer; `None` when the data could not be read.
+    /// What the index said of it; it is copied only while the index says the same.
+    found: Mapping,
+    /// Block of the group's buffer; `None` when the block is lost, or its data could not be read.
     at: Option<u32>,
 }
 
@@ -46,7 +44,7 @@ pub(super) struct Cleaner {
     limit: SegmentNumber,
     /// The segment whose live entries are in `list`.
     segment: SegmentNumber,
-    list: VecDeque<(Block, Place)>,
+    list: VecDeque<(Block, Mapping)>,
     listing: bool,
     reading: usize,
     ready: VecDeque<Group>,
@@ -92,10 +90,13 @@ impl<P: Platform> Log<P> {
                 Next::List(segment, slot) => self.list_live(segment, slot).await,
                 Next::Read(group) => {
                     let group = self.read_group(group).await;
-                    let mut state = self.0.state.borrow_mut();
-                    state.table.get_mut(group.slot).readers -= 1;
-                    state.cleaner.reading -= 1;
-                    state.cleaner.ready.push_back(group);
+                    let slot = group.slot;
+                    {
+                        let mut state = self.0.state.borrow_mut();
+                        state.cleaner.reading -= 1;
+                        state.cleaner.ready.push_back(group);
+                    }
+                    self.reader_left(slot);
                 }
             }
             self.0.clean.notify();
@@ -112,8 +113,13 @@ impl<P: Platform> Log<P> {
         if cleaner.listing || cleaner.ready.len() + cleaner.reading >= COPY_GROUPS_AHEAD {
             return None;
         }
-        if let Some(group) = state.take_group(&self.0.volume) {
+        let listed = !cleaner.list.is_empty();
+        if let Some(group) = state.take_group() {
             return Some(Next::Read(group));
+        }
+        if listed && state.cleaner.list.is_empty() {
+            // Nothing of what was listed is live any more, so nobody need wait for it.
+            self.0.space.notify();
         }
         let (segment, slot) = state.next_to_list(&self.0.volume)?;
         state.cleaner.listing = true;
@@ -130,21 +136,22 @@ impl<P: Platform> Log<P> {
                 scan::summary(&self.0.device, &self.0.volume, slot, segment).await.map_err(|error| error.to_string())
             }
         };
-        let mut state = self.0.state.borrow_mut();
-        state.table.get_mut(slot).readers -= 1;
-        state.cleaner.listing = false;
-        match summary {
+        {
+            let mut state = self.0.state.borrow_mut();
+            state.cleaner.listing = false;
             // A new segment may have begun meanwhile, and with it a new plan.
-            Ok(_) if state.cleaner.segment != segment => {}
-            Ok(summary) => {
-                let first = self.0.volume.geometry.slot_place(slot);
-                state.cleaner.list = data_places(&summary, first).collect();
-            }
-            Err(error) => {
-                drop(state);
-                self.stop(&format!("segment {segment} must be cleaned, and its headers cannot be read: {error}"));
+            if let Ok(summary) = &summary
+                && state.cleaner.segment == segment
+            {
+                let mappings = scan::mappings(summary, &self.0.volume.geometry, slot);
+                let listed = mappings.filter(|(_, _, mapping)| *mapping != Mapping::Unmapped);
+                state.cleaner.list = listed.map(|(entry, _, mapping)| (entry.block(), mapping)).collect();
             }
         }
+        if let Err(error) = summary {
+            self.stop(&format!("segment {segment} must be cleaned, and its headers cannot be read: {error}"));
+        }
+        self.reader_left(slot);
     }
 
     /// Reads the blocks of a group, near ones together, and verifies them.
@@ -170,18 +177,21 @@ impl<P: Platform> Log<P> {
         });
         let results = join_all(reads).await;
         for candidate in &mut group.candidates {
-            let Some(rank) = runs.iter().position(|run| run.holds(candidate.place)) else { continue };
-            let at = runs[rank].at + (candidate.place.0 - runs[rank].place.0);
-            candidate.at = Some(at);
+            let Mapping::At(place, crc) = candidate.found else { continue };
+            let Some(rank) = runs.iter().position(|run| run.holds(place)) else { continue };
+            let at = runs[rank].at + (place.0 - runs[rank].place.0);
             let block = group.data.part(at as usize * BLOCK_BYTES, BLOCK_BYTES);
-            if results[rank].is_err() || block_crc(block.bytes()) != candidate.crc {
-                let repaired = self.repair(candidate.block, candidate.place, candidate.crc, &block).await;
-                if !repaired {
-                    candidate.at = None;
-                }
-            }
+            let whole = (results[rank].is_ok() && block_crc(block.bytes()) == crc)
+                || self.read_alone(candidate.block, place, crc, &block).await;
+            candidate.at = whole.then_some(at);
         }
         group
+    }
+
+    /// Reads one block that could not be read with its neighbours; from the archive, when the primary has lost it.
+    async fn read_alone(&self, block: Block, place: Place, crc: u32, into: &Buffer) -> bool {
+        let again = self.0.device.read(place.bytes(), into.clone()).await;
+        (again.is_ok() && block_crc(into.bytes()) == crc) || self.repair(block, place, crc, into).await
     }
 
     /// Puts groups into the open batch when they are due.
@@ -219,32 +229,18 @@ impl Run {
 
 fn runs(candidates: &VecDeque<Candidate>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for candidate in candidates {
+    for place in candidates.iter().filter_map(|candidate| candidate.found.place()) {
         match runs.last_mut() {
-            Some(run) if candidate.place.0 - (run.place.0 + run.blocks) <= COPY_GAP_BLOCKS => {
-                run.blocks = candidate.place.0 - run.place.0 + 1;
+            Some(run) if place.0 - (run.place.0 + run.blocks) <= COPY_GAP_BLOCKS => {
+                run.blocks = place.0 - run.place.0 + 1;
             }
             last => {
                 let at = last.map_or(0, |run| run.at + run.blocks);
-                runs.push(Run { place: candidate.place, blocks: 1, at });
+                runs.push(Run { place, blocks: 1, at });
             }
         }
     }
     runs
-}
-
-/// The blocks that the segment's entries put somewhere, with their places, in log order.
-pub(super) fn data_places(summary: &Summary, first: Place) -> impl Iterator<Item = (Block, Place)> {
-    summary.walk().flat_map(move |(_, batch, entries)| {
-        let mut place = first.plus(batch.offset().0);
-        entries.iter().filter_map(move |entry| {
-            let kind = entry.kind().ok()?;
-            if kind.has_data() {
-                place = place.plus(1);
-            }
-            matches!(kind, EntryKind::Write | EntryKind::Copy).then_some((entry.block(), place))
-        })
-    })
 }
 
 impl State {
@@ -268,22 +264,26 @@ impl State {
     }
 
     /// The next group of the listed segment's live blocks.
-    fn take_group(&mut self, volume: &Superblock) -> Option<Group> {
-        let slot = self.table.slot_of(self.cleaner.segment)?;
+    fn take_group(&mut self) -> Option<Group> {
+        let Some(slot) = self.table.slot_of(self.cleaner.segment) else {
+            self.cleaner.list.clear();
+            return None;
+        };
         let mut candidates: VecDeque<Candidate> = VecDeque::new();
         let buffer_blocks = 2 * COPY_GROUP_BLOCKS as u32;
-        let mut span = 0;
+        let (mut span, mut before) = (0, None);
         while candidates.len() < COPY_GROUP_BLOCKS {
-            let Some(&(block, place)) = self.cleaner.list.front() else { break };
-            if let Mapping::At(found, crc) = self.index.get(block)
-                && found == place
-            {
-                let gap = candidates.back().map_or(0, |last: &Candidate| place.0 - last.place.0 - 1);
-                span += 1 + if gap <= COPY_GAP_BLOCKS { gap } else { 0 };
-                if span > buffer_blocks {
-                    break;
+            let Some(&(block, found)) = self.cleaner.list.front() else { break };
+            if self.index.get(block) == found {
+                if let Some(place) = found.place() {
+                    let gap = before.map_or(0, |before: Place| place.0 - before.0 - 1);
+                    span += 1 + if gap <= COPY_GAP_BLOCKS { gap } else { 0 };
+                    if span > buffer_blocks {
+                        break;
+                    }
+                    before = Some(place);
                 }
-                candidates.push_back(Candidate { block, place, crc, at: None });
+                candidates.push_back(Candidate { block, found, at: None });
             }
             self.cleaner.list.pop_front();
         }
@@ -294,7 +294,6 @@ impl State {
             Some(data) => data,
             None => Buffer::new(buffer_blocks as usize * BLOCK_BYTES).ok()?,
         };
-        debug_assert_eq!(volume.geometry.slot_of(candidates[0].place), slot);
         self.table.get_mut(slot).readers += 1;
         self.cleaner.reading += 1;
         Some(Group { segment: self.cleaner.segment, slot, candidates, data })
@@ -302,6 +301,7 @@ impl State {
 
     /// Places what is due; whether anything was placed or thrown away.
     fn place_due(&mut self, volume: &Superblock) -> bool {
+        self.drop_outlived();
         let Some(group) = self.cleaner.ready.front() else { return false };
         let must = self.must_copy(volume);
         let leaving = self.leaving(volume);
@@ -328,6 +328,13 @@ impl State {
         self.cleaner.share = 0.0;
         self.give_way(leaving);
         true
+    }
+
+    /// Drops the groups whose segment has left the primary since they were read: a block that is found at the same place
+    /// again is another one.
+    fn drop_outlived(&mut self) {
+        let Self { table, cleaner, .. } = self;
+        cleaner.ready.retain_mut(|group| table.slot_of(group.segment) == Some(group.slot));
     }
 
     /// A segment that is nearly all live fits into another only in full batches: no header is spent on less.
@@ -371,7 +378,7 @@ impl State {
         while placed < count
             && let Some(candidate) = group.candidates.pop_front()
         {
-            if self.index.get(candidate.block).place() != Some(candidate.place) {
+            if self.index.get(candidate.block) != candidate.found {
                 continue;
             }
             placed += 1;
@@ -385,7 +392,7 @@ impl State {
                 }
                 None => {
                     self.head.place(Entry::lost(candidate.block));
-                    self.map(candidate.block, Mapping::Lost);
+                    self.map(candidate.block, Mapping::Lost(self.head.slot));
                     self.counters.lost_blocks += 1;
                 }
             }

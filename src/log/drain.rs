@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::limits::{ARCHIVE_RETRY, SCAN_BYTES};
+use super::limits::ARCHIVE_RETRY;
 use super::{Life, Log, State, scan};
 use crate::archive::{ArchiveJob, Archived, Packing, archive_segment};
 use crate::format::{ArchiveAt, BLOCK_BYTES, SegmentNumber, Slot, Summary, Superblock, block_crc};
@@ -77,13 +77,7 @@ impl<P: Platform> Log<P> {
     /// The segment's bytes, read back from the primary and verified.
     async fn read_image(&self, slot: Slot) -> Result<Buffer, String> {
         let volume = &self.0.volume;
-        let image = Buffer::new(volume.geometry.segment_bytes()).map_err(|error| error.to_string())?;
-        let start = volume.geometry.slot_place(slot).bytes();
-        for at in (0..image.len()).step_by(SCAN_BYTES) {
-            let piece = image.part(at, SCAN_BYTES.min(image.len() - at));
-            let read = self.0.device.read(start + at as u64, piece).await;
-            read.map_err(|error| format!("reading the primary at {:#x}: {error}", start + at as u64))?;
-        }
+        let image = scan::image(&self.0.device, volume, slot).await.map_err(|error| error.to_string())?;
         let summary = scan::summary_in(image.bytes(), volume).map_err(|error| error.to_string())?;
         let damaged = damaged_blocks(image.bytes(), &summary);
         if damaged > 0 {

@@ -200,7 +200,7 @@ impl<P: Platform> Log<P> {
     }
 
     /// Stops the log for good: the first failure is kept, everything that waits is told.
-    fn stop(&self, cause: &str) {
+    pub(crate) fn stop(&self, cause: &str) {
         let mut state = self.0.state.borrow_mut();
         if state.stopped.is_none() {
             log::error!("{}: {cause}; the volume takes no more writes and goes on reading", self.0.volume.name);
@@ -277,22 +277,21 @@ impl<P: Platform> Log<P> {
     pub async fn close(&self) -> Result<(), LogError> {
         self.0.state.borrow_mut().fail_waiting = true;
         self.0.space.notify();
-        let ended = self.append_close().await;
+        let placed = self.place_close().await;
+        // At once, so that the close entry stays the last one.
         self.0.state.borrow_mut().closing = true;
         self.wake_everybody();
-        ended
+        self.acknowledged(placed?).await?;
+        self.flush_everything().await
     }
 
     /// Without a free slot there may be no room left for a close entry: the superblock's record says the same, and the
     /// last blocks belong to the next opening.
-    async fn append_close(&self) -> Result<(), LogError> {
-        let position = if self.0.state.borrow().is_out_of_room(&self.0.volume) {
-            self.0.state.borrow().head.position_to_await()
-        } else {
-            self.place_control(Entry::close(), KEPT_AT_CLOSE).await?
-        };
-        self.acknowledged(position).await?;
-        self.flush_everything().await
+    async fn place_close(&self) -> Result<Position, LogError> {
+        if self.0.state.borrow().is_out_of_room(&self.0.volume) {
+            return Ok(self.0.state.borrow().head.position_to_await());
+        }
+        self.place_control(Entry::close(), KEPT_AT_CLOSE).await
     }
 }
 
@@ -336,14 +335,5 @@ impl State {
 
     fn is_out_of_room(&self, volume: &Superblock) -> bool {
         self.table.free_slots() == 0 && !self.head.room_for_control(0, 0, self.control_promise(volume, KEPT_AT_CLOSE))
-    }
-
-    /// Makes `place` the newest version of a block whose old one was at `old`.
-    fn supersede(&mut self, old: Option<crate::format::Place>) {
-        if let Some(place) = old {
-            let info = self.table.of_place(place);
-            assert!(info.live > 0, "what the index points at is counted");
-            info.live -= 1;
-        }
     }
 }

@@ -15,12 +15,12 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::scan::{self, Found, ScanError};
+use super::scan::{self, Found, Headers, ScanError};
 use super::{ArchiveState, Core, Counters, Flushes, Head, Life, Log, LogError, State, Table};
 use crate::archive::Store;
 use crate::format::{
-    BLOCK_BYTES, BatchHeader, Checksum, Entry, EntryKind, Offset, Place, Position, SegmentHeader, SegmentNumber, Slot,
-    Summary, Superblock, Walk, walk_segment,
+    BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Entry, EntryKind, Geometry, Offset, Position, SegmentHeader,
+    SegmentNumber, Slot, Summary, Superblock, Walk, walk_segment,
 };
 use crate::index::{Index, Mapping};
 use crate::io::{Buffer, Device, Platform, Signal};
@@ -37,6 +37,11 @@ pub enum ReplayError {
          be read now; restore from the archive, or go on without what follows with --accept-loss {last}"
     )]
     Rot { position: Position, segment: SegmentNumber, offset: u64, durable: Position, last: Position },
+    #[error(
+        "reading the primary at {offset:#x}: {source}: a segment may begin there that was durable once; try again, or go on \
+         without it with --accept-loss {last}"
+    )]
+    Unreadable { offset: u64, source: std::io::Error, last: Position },
     #[error("--accept-loss {given}: the last readable position is {last}; nothing was changed")]
     OtherLoss { given: Position, last: Position },
     #[error("segment {segment} is needed and is missing or damaged on the primary; restore from the archive")]
@@ -49,6 +54,16 @@ pub enum ReplayError {
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
+}
+
+impl ReplayError {
+    /// The last position that `--accept-loss` could go on at.
+    pub fn last_readable(&self) -> Option<Position> {
+        match self {
+            Self::Rot { last, .. } | Self::Unreadable { last, .. } | Self::OtherLoss { last, .. } => Some(*last),
+            _ => None,
+        }
+    }
 }
 
 /// The end of a log as it was found.
@@ -103,7 +118,7 @@ pub async fn find_tail<D: Device>(
     volume: &Superblock,
     accept_loss: Option<Position>,
 ) -> Result<Option<Tail>, ReplayError> {
-    let found = scan::headers(device, volume).await?;
+    let Headers { found, unreadable } = scan::headers(device, volume).await?;
     if found.is_empty() {
         return if volume.epoch == 0 { Ok(None) } else { Err(ReplayError::NoLog) };
     }
@@ -123,6 +138,10 @@ pub async fn find_tail<D: Device>(
         && tail.durable >= broken
     {
         return Err(ReplayError::OtherLoss { given, last: broken.previous() });
+    }
+    if let (Some((slot, source)), None) = (unreadable.into_iter().next(), accept_loss) {
+        let offset = volume.geometry.slot_place(slot).bytes();
+        return Err(ReplayError::Unreadable { offset, source, last: broken.previous() });
     }
     if tail.durable >= broken && accept_loss.is_none() {
         let place = volume.geometry.slot_place(tail.last.slot).plus(tail.walk.end.0);
@@ -147,15 +166,14 @@ async fn walk_from<D: Device>(
     claimed: Position,
 ) -> Result<Tail, ReplayError> {
     let (mut last, mut durable, mut unsealed) = (anchor, claimed, Vec::new());
-    let mut image = scan::image(device, volume, anchor.slot).await?;
-    let mut walk = walk_segment(image.bytes(), volume, &anchor.header, durable.next());
+    let mut image = image_of(device, volume, anchor).await?;
+    let mut walk = walk_durable(image.bytes(), volume, &anchor.header, &mut durable);
     let mut sealed = settle(&mut walk, image.bytes(), volume, &found, durable);
     loop {
-        durable = durable.max(walk.durable_through);
         let next = found.iter().rev().find(|next| continues(&walk, last.header.segment, &next.header)).copied();
         let Some(next) = next else { break };
-        let next_image = scan::image(device, volume, next.slot).await?;
-        let mut next_walk = walk_segment(next_image.bytes(), volume, &next.header, durable.next());
+        let next_image = image_of(device, volume, next).await?;
+        let mut next_walk = walk_durable(next_image.bytes(), volume, &next.header, &mut durable);
         let next_sealed = settle(&mut next_walk, next_image.bytes(), volume, &found, durable);
         if next_walk.summary.batches.is_empty() {
             // Only its header arrived: as if it had not been begun.
@@ -167,6 +185,23 @@ async fn walk_from<D: Device>(
         (last, walk, image, sealed) = (next, next_walk, next_image, next_sealed);
     }
     Ok(Tail { found, last, walk, sealed, durable, image, unsealed })
+}
+
+/// A segment's bytes, with the header that it should have.
+async fn image_of<D: Device>(device: &D, volume: &Superblock, found: Found) -> std::io::Result<Buffer> {
+    let image = scan::image(device, volume, found.slot).await?;
+    if found.remade {
+        image.part(0, BLOCK_BYTES).write(|block| found.header.encode(volume, block));
+    }
+    Ok(image)
+}
+
+/// Walks a segment, verifying only the data that no header in it claims to be durable: what was durable and is damaged now
+/// fails when it is read, and fails nothing else. Raises `durable` to what its headers claim.
+fn walk_durable(image: &[u8], volume: &Superblock, header: &SegmentHeader, durable: &mut Position) -> Walk {
+    let claims = walk_segment(image, volume, header, Position(u64::MAX)).durable_through;
+    *durable = claims.max(*durable);
+    walk_segment(image, volume, header, durable.next())
 }
 
 /// Whether the segment is sealed behind what was walked. When all of it is durable its summary stands in for a header
@@ -246,56 +281,29 @@ struct Rebuilt {
 }
 
 impl Rebuilt {
-    /// Applies the entries of a segment, in log order.
-    fn apply(&mut self, summary: &Summary, first: Place) -> Result<(), ReplayError> {
-        for (_, batch, entries) in summary.walk() {
-            self.last_time_ns = self.last_time_ns.max(batch.time_ns());
-            let mut place = first.plus(batch.offset().0);
-            for entry in entries {
-                let Ok(kind) = entry.kind() else { continue };
-                if kind.has_data() {
-                    place = place.plus(1);
+    /// Applies the entries of the segment in `slot`, in log order.
+    fn apply(&mut self, summary: &Summary, geometry: &Geometry, slot: Slot) -> Result<(), ReplayError> {
+        for (entry, kind, mapping) in scan::mappings(summary, geometry, slot) {
+            let block = entry.block();
+            match kind {
+                EntryKind::Trim | EntryKind::Zero => {
+                    let Self { index, table, .. } = self;
+                    index.unmap(block, u64::from(entry.count()), |old| table.remove_live(old));
                 }
-                self.apply_entry(summary.segment, entry, kind, place)?;
+                EntryKind::Copy if matches!(self.index.get(block), Mapping::At(_, crc) if crc != entry.crc()) => {
+                    return Err(ReplayError::Order { segment: summary.segment, block: block.0 });
+                }
+                EntryKind::Write | EntryKind::Copy | EntryKind::Lost => {
+                    self.table.add_live(mapping);
+                    let old = self.index.set(block, mapping);
+                    self.table.remove_live(old);
+                }
+                _ => {}
             }
         }
+        let newest = summary.batches.last().map_or(i64::MIN, BatchRecord::time_ns);
+        self.last_time_ns = self.last_time_ns.max(newest);
         self.points.extend(summary.synchs.iter().cloned());
-        Ok(())
-    }
-
-    fn apply_entry(
-        &mut self,
-        segment: SegmentNumber,
-        entry: &Entry,
-        kind: EntryKind,
-        place: Place,
-    ) -> Result<(), ReplayError> {
-        let block = entry.block();
-        let to = match kind {
-            EntryKind::Write => Mapping::At(place, entry.crc()),
-            EntryKind::Copy => {
-                if let Mapping::At(_, crc) = self.index.get(block)
-                    && crc != entry.crc()
-                {
-                    return Err(ReplayError::Order { segment, block: block.0 });
-                }
-                Mapping::At(place, entry.crc())
-            }
-            EntryKind::Lost => Mapping::Lost,
-            EntryKind::Trim | EntryKind::Zero => {
-                let Self { index, table, .. } = self;
-                index.unmap(block, u64::from(entry.count()), |place| table.of_place(place).live -= 1);
-                return Ok(());
-            }
-            _ => return Ok(()),
-        };
-        if let Some(place) = to.place() {
-            let info = self.table.of_place(place);
-            (info.live, info.data) = (info.live + 1, info.data + 1);
-        }
-        if let Some(old) = self.index.set(block, to).place() {
-            self.table.of_place(old).live -= 1;
-        }
         Ok(())
     }
 }
@@ -369,6 +377,9 @@ fn begin(
     durable_through: Position,
     time_ns: i64,
 ) -> Result<Head, ReplayError> {
+    if table.free_slots() == 0 {
+        return Err(ReplayError::Segment { segment });
+    }
     let header = SegmentHeader {
         segment,
         slot: table.start(segment, first_position),
@@ -428,12 +439,18 @@ fn state(
 async fn bury<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -> Result<(), ReplayError> {
     // What was read may still be on its way to the medium, and slots that it does not need are about to be used.
     device.flush().await?;
-    let zeros = Buffer::new(BLOCK_BYTES)?;
+    let (zeros, block) = (Buffer::new(BLOCK_BYTES)?, Buffer::new(BLOCK_BYTES)?);
     let last = tail.last.header.segment;
     for found in &tail.found {
-        let rejected = found.header.segment > last || (found.header.segment == last && found.slot != tail.last.slot);
-        if rejected {
-            device.write(volume.geometry.slot_place(found.slot).bytes(), zeros.clone()).await?;
+        let start = volume.geometry.slot_place(found.slot);
+        if found.header.segment > last || (found.header.segment == last && found.slot != tail.last.slot) {
+            // The header, the first batch, which says the same, and the summary.
+            for offset in [0, 1, volume.geometry.segment_blocks - 1] {
+                device.write(start.plus(offset).bytes(), zeros.clone()).await?;
+            }
+        } else if found.remade {
+            block.write(|block| found.header.encode(volume, block));
+            device.write(start.bytes(), block.clone()).await?;
         }
     }
     if !tail.sealed {
@@ -482,7 +499,7 @@ async fn rebuild<D: Device>(
         };
         linked(before.as_ref(), &summary)?;
         adopt(&mut rebuilt.table, found, &summary, segment <= archived);
-        rebuilt.apply(&summary, volume.geometry.slot_place(found.slot))?;
+        rebuilt.apply(&summary, &volume.geometry, found.slot)?;
         before = Some(summary);
     }
     linked(before.as_ref(), &tail.walk.summary)?;
@@ -503,18 +520,22 @@ fn continue_head(
     archived: SegmentNumber,
 ) -> Result<Head, ReplayError> {
     let (summary, last) = (&tail.walk.summary, tail.last);
-    let place = volume.geometry.slot_place(last.slot);
     if tail.sealed {
         adopt(&mut rebuilt.table, last, summary, last.header.segment <= archived);
-        rebuilt.apply(summary, place)?;
-        rebuilt.table.leave_working_set_if_clean(last.header.segment, volume.geometry.working_set);
+        rebuilt.apply(summary, &volume.geometry, last.slot)?;
+        // What left the working set with it was clean before it was sealed.
+        let left = last.header.segment.0.saturating_sub(u64::from(volume.geometry.working_set));
+        if rebuilt.table.live_through(SegmentNumber(left)) > 0 {
+            return Err(ReplayError::Segment { segment: SegmentNumber(left) });
+        }
+        rebuilt.table.leave_working_set(SegmentNumber(left));
         let next = last.header.segment.plus(1);
         let first = tail.walk.next_position();
         return begin(volume, &mut rebuilt.table, next, first, summary.last_checksum, tail.durable, wall_ns);
     }
     let info_first = last.header.first_position;
     rebuilt.table.adopt(last.slot, last.header.segment, Life::Current, info_first);
-    rebuilt.apply(summary, place)?;
+    rebuilt.apply(summary, &volume.geometry, last.slot)?;
     let mut summary = summary.clone();
     let mut end = tail.walk.end;
     if tail.walk.ends_with_open

@@ -7,9 +7,10 @@ use futures_util::stream;
 
 use super::limits::{READS_IN_FLIGHT, SCAN_BYTES};
 use crate::format::{
-    BLOCK_BYTES, FormatError, SegmentHeader, SegmentNumber, Slot, Summary, SummaryTrailer, Superblock,
-    summary_from_image,
+    BLOCK_BYTES, BatchHeader, Entry, EntryKind, FormatError, Geometry, Offset, SegmentHeader, SegmentNumber, Slot,
+    Summary, SummaryTrailer, Superblock, summary_from_image,
 };
+use crate::index::Mapping;
 use crate::io::{Buffer, Device};
 
 /// Why a segment cannot be read.
@@ -42,39 +43,82 @@ pub async fn superblock<D: Device>(device: &D) -> io::Result<Result<(Superblock,
     Ok(Superblock::choose(first.bytes(), copy.bytes()))
 }
 
-/// A slot that holds a segment header of this volume and history. What it heads may be old.
+/// A slot that holds a segment of this volume and history, which may be old.
 #[derive(Debug, Clone, Copy)]
 pub struct Found {
     pub slot: Slot,
     pub header: SegmentHeader,
+    /// The header's own block is damaged: it was made again from the first batch, which says the same.
+    pub remade: bool,
 }
 
-/// Looks at the first block of every slot. A block that cannot be read counts as one that is no header.
-pub async fn headers<D: Device>(device: &D, volume: &Superblock) -> io::Result<Vec<Found>> {
-    let blocks = Buffer::new(READS_IN_FLIGHT * BLOCK_BYTES)?;
-    let mut found = Vec::new();
+/// What the slots of a primary hold.
+#[derive(Debug, Default)]
+pub struct Headers {
+    /// In the order of segment and epoch.
+    pub found: Vec<Found>,
+    /// Slots whose first blocks cannot be read: they may hold anything.
+    pub unreadable: Vec<(Slot, io::Error)>,
+}
+
+/// Looks at the start of every slot.
+///
+/// # Errors
+/// When there is no memory; a slot that cannot be read is in the answer.
+pub async fn headers<D: Device>(device: &D, volume: &Superblock) -> io::Result<Headers> {
+    let starts = Buffer::new(READS_IN_FLIGHT * START_BLOCKS * BLOCK_BYTES)?;
+    let mut headers = Headers::default();
     let slots: Vec<u32> = (0..volume.geometry.slots).collect();
     for chunk in slots.chunks(READS_IN_FLIGHT) {
         let reads = chunk.iter().enumerate().map(|(rank, slot)| {
-            let block = blocks.part(rank * BLOCK_BYTES, BLOCK_BYTES);
-            async move {
-                let slot = Slot(*slot);
-                let place = volume.geometry.slot_place(slot);
-                if let Err(error) = device.read(place.bytes(), block.clone()).await {
-                    log::warn!("reading the primary at {:#x}: {error}", place.bytes());
-                    return None;
-                }
-                let header = SegmentHeader::parse(block.bytes(), volume).ok()?;
-                (header.slot == slot).then_some(Found { slot, header })
-            }
+            let start = starts.part(rank * START_BLOCKS * BLOCK_BYTES, START_BLOCKS * BLOCK_BYTES);
+            async move { (Slot(*slot), header(device, volume, Slot(*slot), start).await) }
         });
         let mut reads = stream::iter(reads).buffer_unordered(READS_IN_FLIGHT);
-        while let Some(header) = reads.next().await {
-            found.extend(header);
+        while let Some((slot, header)) = reads.next().await {
+            match header {
+                Ok(header) => headers.found.extend(header),
+                Err(error) => headers.unreadable.push((slot, error)),
+            }
         }
     }
-    found.sort_by_key(|found| (found.header.segment, found.header.epoch));
-    Ok(found)
+    headers.found.sort_by_key(|found| (found.header.segment, found.header.epoch));
+    Ok(headers)
+}
+
+/// The header and the first batch of a slot: either says what segment it is.
+const START_BLOCKS: usize = 2;
+
+async fn header<D: Device>(device: &D, volume: &Superblock, slot: Slot, start: Buffer) -> io::Result<Option<Found>> {
+    let place = volume.geometry.slot_place(slot);
+    let [header, batch] = [0, 1].map(|rank| start.part(rank * BLOCK_BYTES, BLOCK_BYTES));
+    let mut unreadable = None;
+    if device.read(place.bytes(), start.clone()).await.is_err() {
+        for (rank, block) in [&header, &batch].into_iter().enumerate() {
+            let offset = place.plus(rank as u32).bytes();
+            if let Err(error) = device.read(offset, block.clone()).await {
+                log::warn!("reading the primary at {offset:#x}: {error}");
+                block.zero();
+                unreadable = Some(error);
+            }
+        }
+    }
+    if let Ok(header) = SegmentHeader::parse(header.bytes(), volume)
+        && header.slot == slot
+    {
+        return Ok(Some(Found { slot, header, remade: false }));
+    }
+    if let Ok(batch) = BatchHeader::parse(batch.bytes(), volume)
+        && batch.header.offset == Offset(1)
+    {
+        log::warn!(
+            "segment {}: its header at {:#x} is damaged; its first batch is whole",
+            batch.header.segment,
+            place.bytes()
+        );
+        return Ok(Some(Found { slot, header: SegmentHeader::of_first_batch(slot, &batch.header), remade: true }));
+    }
+    unreadable.map_or(Ok(None), Err)
 }
 
 /// The summary of `segment` in `slot`; made again from the batch headers when it is rotten.
@@ -126,6 +170,31 @@ pub fn summary_in(image: &[u8], volume: &Superblock) -> Result<Summary, FormatEr
         Summary::parse(&image[from..], volume)
     });
     stored.or_else(|_| summary_from_image(image, volume))
+}
+
+/// The entries of the segment in `slot`, in log order, each with what it makes of its block: a place, or lost; those that
+/// are about no block, or about many, come as unmapped.
+pub fn mappings<'a>(
+    summary: &'a Summary,
+    geometry: &Geometry,
+    slot: Slot,
+) -> impl Iterator<Item = (&'a Entry, EntryKind, Mapping)> {
+    let first = geometry.slot_place(slot);
+    summary.walk().flat_map(move |(_, batch, entries)| {
+        let mut place = first.plus(batch.offset().0);
+        entries.iter().filter_map(move |entry| {
+            let kind = entry.kind().ok()?;
+            if kind.has_data() {
+                place = place.plus(1);
+            }
+            let mapping = match kind {
+                EntryKind::Write | EntryKind::Copy => Mapping::At(place, entry.crc()),
+                EntryKind::Lost => Mapping::Lost(slot),
+                _ => Mapping::Unmapped,
+            };
+            Some((entry, kind, mapping))
+        })
+    })
 }
 
 /// All bytes of a slot. Blocks that cannot be read are zeros, which no check takes for something else.

@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::format::{Geometry, Place, Position, SegmentNumber, Slot};
+use crate::format::{Geometry, Position, SegmentNumber, Slot};
+use crate::index::Mapping;
 use crate::io::Buffer;
 
 /// Where a slot's segment is in its life.
@@ -31,8 +32,6 @@ pub struct SlotInfo {
     pub epoch: u64,
     /// Entries that are the newest version of their block.
     pub live: u32,
-    /// Data blocks that the segment got.
-    pub data: u32,
     pub first_position: Position,
     pub last_position: Position,
     pub archived: bool,
@@ -56,7 +55,6 @@ impl SlotInfo {
             segment,
             epoch: 0,
             live: 0,
-            data: 0,
             first_position,
             last_position: first_position.previous(),
             archived: false,
@@ -94,10 +92,28 @@ impl Table {
         &mut self.slots[slot.0 as usize]
     }
 
-    /// The slot that holds `place`.
-    pub fn of_place(&mut self, place: Place) -> &mut SlotInfo {
-        let slot = self.geometry.slot_of(place);
-        self.get_mut(slot)
+    /// Counts an entry that is the newest version of its block.
+    pub fn add_live(&mut self, mapping: Mapping) {
+        if let Some(slot) = self.slot_holding(mapping) {
+            self.get_mut(slot).live += 1;
+        }
+    }
+
+    /// Counts an entry that is not the newest version of its block any more.
+    pub fn remove_live(&mut self, mapping: Mapping) {
+        if let Some(slot) = self.slot_holding(mapping) {
+            let info = self.get_mut(slot);
+            assert!(info.live > 0, "what the index points at is counted");
+            info.live -= 1;
+        }
+    }
+
+    fn slot_holding(&self, mapping: Mapping) -> Option<Slot> {
+        match mapping {
+            Mapping::Unmapped => None,
+            Mapping::At(place, _) => Some(self.geometry.slot_of(place)),
+            Mapping::Lost(slot) => Some(slot),
+        }
     }
 
     /// The slot of `segment`, when it is on the primary.
@@ -160,13 +176,6 @@ impl Table {
                 assert_eq!(info.live, 0, "segment {} left the working set with live blocks", info.segment);
                 info.life = Life::Inactive;
             }
-        }
-    }
-
-    /// After a crash behind a sealed segment `last`: what left the working set with it was clean before it was sealed.
-    pub fn leave_working_set_if_clean(&mut self, last: SegmentNumber, working_set: u32) {
-        if let Some(through) = last.0.checked_sub(u64::from(working_set)) {
-            self.leave_working_set(SegmentNumber(through));
         }
     }
 

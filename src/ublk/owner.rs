@@ -15,13 +15,13 @@ use libublk::io::{BufDesc, UblkDev, UblkQueue};
 use libublk::{UblkError, UblkIORes, sys};
 
 use super::driver::describe;
-use super::ring::{UblkRing, is_temporary};
+use super::ring::UblkRing;
 use super::server::ServerError;
 use super::tags::{Descriptor, Tags};
 use crate::archive::{self, Store};
 use crate::control::{Mailbox, Order, attend, read_superblock};
 use crate::format::Superblock;
-use crate::io::{Primary, UringDevice, UringPlatform};
+use crate::io::{Primary, UringDevice, UringPlatform, is_temporary};
 use crate::volume::{OpenOptions, Volume};
 
 /// What the owner is told when it is born.

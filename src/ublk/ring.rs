@@ -8,7 +8,7 @@ use io_uring::{IoUring, squeue};
 use libublk::UblkError;
 use libublk::io::{ublk_init_task_ring, with_task_io_ring_mut};
 
-use crate::io::Ring;
+use crate::io::{Ring, is_temporary};
 
 /// Submissions that fit before they are handed to the kernel.
 const SUBMISSIONS: u32 = 1024;
@@ -44,7 +44,10 @@ impl Ring for UblkRing {
                 if unsafe { ring.submission().push(entry) }.is_ok() {
                     return Ok(());
                 }
-                ring.submit()?;
+                match ring.submit() {
+                    Err(error) if is_temporary(&error) => {}
+                    other => drop(other?),
+                }
             }
         })
     }
@@ -59,9 +62,4 @@ impl Ring for UblkRing {
             Ok(())
         })
     }
-}
-
-/// Whether entering the ring again is all it takes.
-pub(super) fn is_temporary(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }

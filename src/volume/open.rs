@@ -2,16 +2,23 @@
 
 use std::cell::Cell;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
 
 use super::{Shared, Volume};
 use crate::archive::{ArchivedSegment, ObjectName, Store};
-use crate::format::{BLOCK_BYTES, FormatError, Position, SegmentNumber, Superblock};
+use crate::format::{BLOCK_BYTES, Checksum, FormatError, Position, SegmentNumber, Superblock};
 use crate::io::{Buffer, Device, Platform};
 use crate::log::Log;
 use crate::log::replay::ReplayError;
 use crate::log::scan;
+
+/// How long an opening waits for the store to say what it holds: a share that hangs must not keep the volume from its users.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a volume is opened.
 #[derive(Debug, Clone, Default)]
@@ -82,7 +89,10 @@ impl<P: Platform> Volume<P> {
             let mut superblock = log.volume().clone();
             superblock.generation += 1;
             superblock.clean_close = None;
-            write_superblock(log.device(), &superblock).await?;
+            if let Err(error) = write_superblock(log.device(), &superblock).await {
+                log.stop(&format!("writing the superblock failed: {error}"));
+                return Err(error.into());
+            }
         }
         Ok(Self(Rc::new(Shared {
             log,
@@ -115,15 +125,17 @@ async fn compare_with_archive<P: Platform>(
 ) -> Result<(), OpenError> {
     let history = volume.history;
     let (shelf, known) = (Arc::clone(&store), volume.clone());
-    let newest = platform
-        .offload(move || -> Result<Option<(ObjectName, crate::format::Checksum)>, String> {
-            let list = shelf.list().map_err(|error| error.to_string())?;
-            let newest = list.into_iter().map(|(name, _)| name).filter(|name| name.history == history).max();
-            let Some(name) = newest else { return Ok(None) };
-            let segment = ArchivedSegment::open(&shelf, &name, Some(&known)).map_err(|error| error.to_string())?;
-            Ok(Some((name, segment.summary().last_checksum)))
-        })
-        .await;
+    let asked = platform.offload(move || -> Result<Option<(ObjectName, Checksum)>, String> {
+        let list = shelf.list().map_err(|error| error.to_string())?;
+        let newest = list.into_iter().map(|(name, _)| name).filter(|name| name.history == history).max();
+        let Some(name) = newest else { return Ok(None) };
+        let segment = ArchivedSegment::open(&shelf, &name, Some(&known)).map_err(|error| error.to_string())?;
+        Ok(Some((name, segment.summary().last_checksum)))
+    });
+    let newest = match select(pin!(asked), pin!(platform.sleep(STORE_PATIENCE))).await {
+        Either::Left((newest, _)) => newest,
+        Either::Right(_) => Err(format!("it does not answer within {} s", STORE_PATIENCE.as_secs())),
+    };
     let (name, checksum) = match newest {
         Ok(Some(newest)) => newest,
         Ok(None) => return Ok(()),
@@ -132,7 +144,7 @@ async fn compare_with_archive<P: Platform>(
             return Ok(());
         }
     };
-    let found = scan::headers(device, volume).await?;
+    let found = scan::headers(device, volume).await?.found;
     let newest = found.last().map_or(SegmentNumber(0), |found| found.header.segment);
     if name.segment > newest {
         return Err(OpenError::ArchiveAhead { archived: name.segment, tail: newest });

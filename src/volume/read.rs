@@ -64,7 +64,7 @@ impl<P: Platform> Volume<P> {
                         target.zero();
                         continue;
                     }
-                    Mapping::Lost => {
+                    Mapping::Lost(_) => {
                         for run in &runs {
                             table.get_mut(run.slot).readers -= 1;
                         }

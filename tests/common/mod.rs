@@ -346,6 +346,42 @@ async fn read_range(volume: &SimVolume, range: std::ops::Range<u64>) -> Result<V
     Ok(stamps.collect())
 }
 
+/// Writes `range` with one stamp, outside the model.
+pub async fn put(volume: &SimVolume, range: std::ops::Range<u64>, stamp: u64) {
+    let count = (range.end - range.start) as u32;
+    let buffer = Buffer::new(count as usize * BLOCK_BYTES).unwrap();
+    for (rank, block) in range.clone().enumerate() {
+        buffer.part(rank * BLOCK_BYTES, BLOCK_BYTES).write(|bytes| fill(block, stamp, bytes));
+    }
+    let operation = Operation::Write { fua: false };
+    let request = Request { operation, block: Block(range.start), blocks: count, buffer };
+    volume.serve(&request).await.unwrap();
+}
+
+/// The checksum of a block with this stamp.
+pub fn crc_of(block: u64, stamp: u64) -> u32 {
+    let mut bytes = vec![0; BLOCK_BYTES];
+    fill(block, stamp, &mut bytes);
+    block_crc(&bytes)
+}
+
+/// The stamp of one block.
+pub async fn get(volume: &SimVolume, block: u64) -> Result<u64, RequestError> {
+    Ok(read_range(volume, block..block + 1).await?[0].1)
+}
+
+/// Overwrites the blocks from 100 on until the log is `segments` segments further.
+pub async fn churn(volume: &SimVolume, segments: u64) {
+    let until = volume.log().current_segment().0 + segments;
+    for turn in 0.. {
+        if volume.log().current_segment().0 >= until {
+            return;
+        }
+        let first = 100 + turn * 8 % 128;
+        put(volume, first..first + 8, turn + 1).await;
+    }
+}
+
 /// Every block's stamp, zeros left out.
 pub async fn read_all(volume: &SimVolume) -> Result<BTreeMap<u64, u64>, RequestError> {
     let blocks = volume.geometry().volume_blocks;
