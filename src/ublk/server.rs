@@ -188,6 +188,9 @@ impl Live {
         devices: Sender<Arc<UblkDev>>,
     ) -> Result<Self, ServerError> {
         let started = self.try_start(options, superblock, devices);
+        // From now on it goes only by `delete`. libublk would delete it whenever the handle is dropped, by a panic too,
+        // and wait for its users meanwhile.
+        self.control.disown();
         match started {
             Ok(()) => Ok(self),
             Err(error) if options.recover => {
@@ -263,7 +266,6 @@ impl Live {
     /// # Errors
     /// How the owner ended, when it ended badly.
     pub fn leave(self) -> Result<(), ServerError> {
-        self.control.disown();
         wait_for_end(&self.news)
     }
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# test: detach --force ends at once whoever waits for the volume: for a daemon killed a moment ago, for a store that is away
+# test: detach --force ends whoever waits for the volume: for a daemon killed a moment ago, for a store that is away
 # limit: 120
 # run: ARCHIVE_AT=seal
 set -euo pipefail
@@ -40,6 +40,19 @@ expect_failure 'in use: .*fio' timeout 60 "$SALVOL" detach vol
 force_detach
 say "  detached by force with the store away and $(grep -c . "$WORK/fio.log") lines of complaint by the writer"
 mv "$STORE.away" "$STORE"
+
+say "a daemon that is told to end twice leaves its device to recover"
+attach_volume
+start_writer
+sleep 1
+pid=$(daemon_pid)
+kill -TERM "$pid"
+sleep 0.02
+kill -TERM "$pid" 2>/dev/null || true
+wait_until 20 process_is_gone "$pid" || fail "daemon $pid is still there 20 s after it was told to end"
+timeout 60 "$SALVOL" recover vol >/dev/null || fail "the device of a daemon that was told to end twice cannot be recovered"
+kill -0 $writer || fail "the writer failed when the daemon was told to end"
+force_detach
 
 attach_volume
 fio_on_device --name=alive --rw=randwrite --bs=16k --iodepth=8 --size=40M
