@@ -1,11 +1,16 @@
 //! `salvol recover`: a new daemon takes over the device of one that died. Requests that waited go on.
 
+use std::time::{Duration, Instant};
+
 use salvol::control::{RunDir, RunFile};
-use salvol::ublk;
+use salvol::ublk::{self, DeviceState};
 
 use super::attach;
 use super::running::{Life, clean, every, find, life, settled};
 use super::{Failure, Manner, Outcome, table};
+
+/// How long to wait before saying what for.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Take over the device of a daemon that died; what waits for it goes on.
 #[derive(Debug, clap::Args)]
@@ -54,6 +59,17 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
 }
 
 fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
+    let deadline = Instant::now() + SILENCE;
+    while is_live(run.id) {
+        if Instant::now() > deadline {
+            manner.note(format_args!(
+                "{}: the kernel has not noticed yet that the daemon is dead; with every request at the daemon that takes 30 s",
+                run.name
+            ));
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let attach = attach::Arguments {
         primary: run.primary.clone(),
         id: Some(run.id),
@@ -69,4 +85,9 @@ fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
     };
     table::say!("{}", attach::in_background(&attach, &run.name, manner)?.display());
     Ok(())
+}
+
+/// Whether the kernel takes the device for one that is served.
+fn is_live(id: u32) -> bool {
+    matches!(ublk::device(id), Ok(Some(device)) if device.state == DeviceState::Live)
 }

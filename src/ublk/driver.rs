@@ -198,8 +198,20 @@ pub fn delete(id: u32) -> Result<(), DriverError> {
     let control = control(id).map_err(failed)?;
     // A device that was never started, or was stopped already, needs no stopping.
     let _ = control.kill_dev();
-    control.del_dev_async().or_else(|_| control.del_dev()).map_err(failed)?;
-    Ok(())
+    remove(&control).map_err(failed)
+}
+
+/// Deletes a stopped device, which may take until its last user lets go.
+pub(super) fn remove(control: &UblkCtrl) -> Result<(), UblkError> {
+    done(control.del_dev_async()).or_else(|_| done(control.del_dev()))
+}
+
+/// The outcome of a command: libublk takes EBUSY for a success.
+pub(super) fn done(result: Result<i32, UblkError>) -> Result<(), UblkError> {
+    match result? {
+        errno if errno < 0 => Err(UblkError::UringIOError(errno)),
+        _ => Ok(()),
+    }
 }
 
 /// A handle for a device that exists. libublk complains on stderr when its own notes about the device are gone.
@@ -230,6 +242,12 @@ pub(super) fn errno(error: &UblkError) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_busy_device_is_no_success() {
+        assert_eq!(errno(&done(Ok(-libc::EBUSY)).expect_err("busy")), Some(libc::EBUSY));
+        done(Ok(0)).expect("done");
+    }
 
     #[test]
     fn kernels_that_crash_are_known_by_their_release() {

@@ -27,8 +27,11 @@ use crate::volume::{OpenError, OpenOptions, RequestError};
 const IO_BUF_BYTES: u32 = 256 * 1024;
 /// Blocks that one discard or write-zeroes can cover. Larger ones are split by the kernel, so that none takes long.
 const DISCARD_SECTORS_MAX: u32 = (256 << 20) / 512;
-/// How long the kernel may take to notice that a daemon is dead, or to show or remove a device's node.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to show or remove a device's node.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to notice that a daemon is dead: 30 s, the block layer's timeout, when every tag was with
+/// the daemon.
+const QUIESCE_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// How a volume is served.
@@ -231,7 +234,7 @@ impl Live {
         };
         self.control.set_thread_affinity(0, thread);
         self.control.configure_queue(&device, 0, thread).map_err(failed("configuring the queue"))?;
-        self.control.start_dev(&device).map_err(failed("starting the device"))?;
+        driver::done(self.control.start_dev(&device)).map_err(failed("starting the device"))?;
         if !wait_until(|| self.path().exists()) {
             log::warn!("{}: the node has not appeared; udev or devtmpfs should make it", self.path().display());
         }
@@ -244,8 +247,8 @@ impl Live {
     /// # Errors
     /// When the driver refuses.
     pub fn stop(&self) -> Result<(), ServerError> {
-        match self.control.kill_dev() {
-            Ok(_) => Ok(()),
+        match driver::done(self.control.kill_dev()) {
+            Ok(()) => Ok(()),
             Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(()),
             Err(error) => Err(ServerError::Driver { step: "stopping the device", what: describe(&error) }),
         }
@@ -272,9 +275,8 @@ impl Live {
     fn delete(&mut self) {
         // The driver waits for the last reference.
         self.device = None;
-        let deleted = self.control.del_dev_async().or_else(|_| self.control.del_dev());
-        match deleted {
-            Ok(_) => {}
+        match driver::remove(&self.control) {
+            Ok(()) => {}
             Err(error) if matches!(errno(&error), Some(libc::ENODEV | libc::ENOENT)) => {}
             Err(error) => log::error!("device {} could not be deleted: {}", self.id, describe(&error)),
         }
@@ -319,21 +321,21 @@ fn add(options: &Options) -> Result<UblkCtrl, ServerError> {
 
 /// Starts the recovery of device `id`, waiting until the kernel has noticed that its daemon is dead.
 fn take_over(id: u32) -> Result<super::DeviceInfo, ServerError> {
-    let deadline = Instant::now() + KERNEL_PATIENCE;
+    let deadline = Instant::now() + QUIESCE_PATIENCE;
     let late = |what: &str| ServerError::Driver { step: "taking over the device", what: what.to_owned() };
     let info = loop {
         let info = driver::device(id)?.ok_or_else(|| late("there is no such device any more"))?;
         match info.state {
             DeviceState::Quiesced => break info,
             DeviceState::Live if Instant::now() < deadline => std::thread::sleep(POLL),
-            DeviceState::Live => return Err(late("its daemon is alive")),
+            DeviceState::Live => return Err(late(&format!("process {} still serves it", info.pid))),
             DeviceState::Dead | DeviceState::FailIo => return Err(late("it was stopped")),
         }
     };
     let control = driver::control(id).map_err(|error| late(&describe(&error)))?;
     loop {
-        match control.start_user_recover() {
-            Ok(_) => return Ok(info),
+        match driver::done(control.start_user_recover()) {
+            Ok(()) => return Ok(info),
             // The dead daemon's descriptors are still being closed.
             Err(error) if errno(&error) == Some(libc::EBUSY) && Instant::now() < deadline => std::thread::sleep(POLL),
             Err(error) => return Err(late(&describe(&error))),
@@ -386,7 +388,7 @@ fn wait_for_end(news: &Receiver<News>) -> Result<(), ServerError> {
 }
 
 fn wait_until(done: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + KERNEL_PATIENCE;
+    let deadline = Instant::now() + NODE_PATIENCE;
     while !done() {
         if Instant::now() > deadline {
             return false;

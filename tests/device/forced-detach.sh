@@ -1,6 +1,6 @@
 #!/bin/bash
 # test: detach --force ends whoever waits for the volume: for a daemon killed a moment ago, for a store that is away
-# limit: 120
+# limit: 240
 # run: ARCHIVE_AT=seal
 set -euo pipefail
 # shellcheck source=tests/device/lib.sh
@@ -40,6 +40,29 @@ expect_failure 'in use: .*fio' timeout 60 "$SALVOL" detach vol
 force_detach
 say "  detached by force with the store away and $(grep -c . "$WORK/fio.log") lines of complaint by the writer"
 mv "$STORE.away" "$STORE"
+
+# With every tag at the daemon, only the block layer's timeout of 30 s tells the kernel that the daemon is dead.
+use_all_tags_and_kill() {
+  mv "$STORE" "$STORE.away"
+  fio --name=flood --filename="$device" --direct=1 --ioengine=io_uring --rw=randwrite --bs=16k --iodepth=256 --time_based --runtime=600 \
+    --eta=never --output="$WORK/fio.log" 2>/dev/null &
+  writer=$!
+  wait_until 60 status '.segments.recycle == 0 and .archive.error != null' || fail "the writers do not run out of slots"
+  sleep 2
+  kill -KILL "$(daemon_pid)"
+  mv "$STORE.away" "$STORE"
+}
+
+say "a daemon killed with all its tags busy"
+attach_volume
+use_all_tags_and_kill
+timeout 90 "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
+wait_until 20 status '.user_bytes_written > 20000000' || fail "I/O does not go on after recover"
+kill -0 $writer || fail "the writer failed when the daemon was killed"
+force_detach
+attach_volume
+use_all_tags_and_kill
+force_detach
 
 say "a daemon that is told to end twice leaves its device to recover"
 attach_volume
