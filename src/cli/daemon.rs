@@ -3,7 +3,8 @@
 //! Four kinds of threads: the owner's, which does the work (`salvol::ublk`), the archiver's, those of the control
 //! socket, one that waits for signals. The main thread talks to the driver and takes [`Order`]s.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,15 +13,19 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use salvol::control::{Mailbox, Message, Order, RunDir, RunFile, Socket, users};
-use salvol::format::Position;
+use salvol::format::{Position, Superblock};
 use salvol::ublk::{self, Live, Options, Server};
 use salvol::volume::OpenOptions;
 
-use super::attach::Arguments;
+use super::attach::{Arguments, recoverable, served};
+use super::primary::look;
+use super::running::{Life, left};
 use super::{Failure, Outcome};
 
-/// How long a daemon that takes over waits for the dead one's last I/O, which holds the primary's lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for the locks of the volume and of its primary: a dead daemon's last I/O holds them.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a daemon that takes over, and knows that one died.
+const RECOVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whom to tell that the device can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +63,8 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     let runs = RunDir::from_environment();
     runs.make().map_err(|error| early(error.into()))?;
     let group = socket_group(arguments.socket_group.as_deref()).map_err(early)?;
+    let superblock = look(&arguments.primary)?;
+    let _lock = claim(arguments, &runs, &superblock).map_err(early)?;
     ublk::be_io_flusher();
     ublk::lock_memory();
     let mailbox = Arc::new(Mailbox::default());
@@ -69,36 +76,82 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
             ublk::ServerError::Primary(_) => error.into(),
             _ => early(error.into()),
         })?;
-    let superblock = server.superblock().clone();
-    let live = server.go_live().map_err(|error| early(error.into()))?;
-    let device = live.path();
-    let run = RunFile {
-        name: superblock.name.clone(),
-        uuid: superblock.uuid.to_string(),
-        pid: std::process::id(),
-        primary: arguments.primary.clone(),
-        id: live.id(),
-        device: device.clone(),
-        backing: superblock.backing.clone(),
-        started: jiff::Timestamp::now().to_string(),
-        read_only: arguments.read_only,
-        socket_group: arguments.socket_group.clone(),
+    let name = superblock.name.clone();
+    let recovers = arguments.recover.is_some();
+    // Two daemons that ask for the same number could delete each other's device.
+    let numbers = if recovers { None } else { Some(runs.lock_numbers().map_err(|error| early(error.into()))?) };
+    let announce = |id| {
+        drop(numbers);
+        announce(&runs, &run_file(arguments, &superblock, id), ready)
     };
-    let daemon = Daemon { runs, name: run.name.clone(), mailbox: Arc::clone(&mailbox), orders };
-    let path = daemon.runs.socket(&run.name);
-    let socket = Socket::listen(&path, group, device.display().to_string(), mailbox, sender)
-        .and_then(|socket| daemon.runs.write(&run).map(|()| socket));
-    let socket = match socket {
+    let live = server.go_live(announce).map_err(|error| {
+        if !recovers {
+            runs.remove(&name);
+        }
+        early(error.into())
+    })?;
+    let device = live.path();
+    let path = runs.socket(&name);
+    let daemon = Daemon { runs, name: name.clone(), mailbox: Arc::clone(&mailbox), orders };
+    let socket = match Socket::listen(&path, group, device.display().to_string(), mailbox, sender) {
         Ok(socket) => socket,
         Err(error) => {
             let failure = Failure::new(format_args!("{}: {error}", path.display()));
-            daemon.give_up(live, arguments.recover);
+            daemon.give_up(live, recovers);
             return Err(failure);
         }
     };
     tell(ready, &device);
-    log::info!("{}: live as {}", run.name, device.display());
-    daemon.attend(live, &socket).map_err(|failure| failure.of(&run.name))
+    log::info!("{name}: live as {}", device.display());
+    daemon.attend(live, &socket).map_err(|failure| failure.of(&name))
+}
+
+/// Takes the lock of the volume's name for the life of this process, and makes sure that the volume is the one that is
+/// meant and has no device already.
+fn claim(arguments: &Arguments, runs: &RunDir, superblock: &Superblock) -> Result<File, Failure> {
+    let name = &superblock.name;
+    if let Some(uuid) = &arguments.recover
+        && *uuid != superblock.uuid.to_string()
+    {
+        return Err(Failure::new(format_args!(
+            "holds the volume {name} ({}) now; the device waits for {uuid}",
+            superblock.uuid
+        )));
+    }
+    let lock = runs.lock(name, patience(arguments))?;
+    let other = runs.all().into_iter().find(|run| run.name == *name);
+    match (lock, other) {
+        (None, Some(run)) => Err(served(&run)),
+        (None, None) => Err(Failure::new(format_args!("{name}: a volume of this name is being attached"))),
+        (Some(_), Some(run)) if arguments.recover.is_none() && left(&run)? == Life::Recoverable => {
+            Err(recoverable(&run))
+        }
+        (Some(lock), _) => Ok(lock),
+    }
+}
+
+fn run_file(arguments: &Arguments, superblock: &Superblock, id: u32) -> RunFile {
+    RunFile {
+        name: superblock.name.clone(),
+        uuid: superblock.uuid.to_string(),
+        pid: std::process::id(),
+        primary: arguments.primary.clone(),
+        id,
+        device: ublk::node(id),
+        backing: superblock.backing.clone(),
+        started: jiff::Timestamp::now().to_string(),
+        read_only: arguments.read_only,
+        socket_group: arguments.socket_group.clone(),
+    }
+}
+
+/// Before the device can be used: makes it known, unless whoever wanted it has gone.
+fn announce(runs: &RunDir, run: &RunFile, ready: Ready) -> io::Result<()> {
+    if ready == Ready::Pipe {
+        let mut stdout = io::stdout();
+        stdout.write_all(b"\n").and_then(|()| stdout.flush())?;
+    }
+    runs.write(run)
 }
 
 struct Daemon {
@@ -191,7 +244,12 @@ impl Daemon {
                 break;
             }
         }
-        let _ = if recovered { live.leave() } else { live.finish() };
+        if recovered {
+            let _ = live.leave();
+        } else {
+            let _ = live.finish();
+            self.runs.remove(&self.name);
+        }
     }
 }
 
@@ -217,12 +275,16 @@ fn options(arguments: &Arguments) -> Options {
         primary: arguments.primary.clone(),
         open: OpenOptions { read_only: arguments.read_only, accept_loss: arguments.accept_loss.map(Position) },
         id: arguments.id,
-        recover: arguments.recover,
+        recover: arguments.recover.is_some(),
         depth: arguments.depth,
         // One core is the owner's.
         archiver_threads: cores.saturating_sub(1).clamp(1, 8),
-        patience: if arguments.recover { LOCK_PATIENCE } else { Duration::ZERO },
+        patience: patience(arguments),
     }
+}
+
+fn patience(arguments: &Arguments) -> Duration {
+    if arguments.recover.is_some() { RECOVER_PATIENCE } else { LOCK_PATIENCE }
 }
 
 fn socket_group(name: Option<&str>) -> Result<Option<u32>, Failure> {
@@ -252,7 +314,7 @@ fn watch_signals(orders: Sender<Order>) -> Result<(), Failure> {
 
 /// Says that the device can be used. Afterwards nothing more can be said to the pipe: it is closed.
 fn tell(ready: Ready, device: &Path) {
-    let mut stdout = std::io::stdout();
+    let mut stdout = io::stdout();
     let _ = match ready {
         Ready::Foreground => writeln!(stdout, "{}", device.display()),
         Ready::Pipe => writeln!(stdout, "ready {}", device.display()),

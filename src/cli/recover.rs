@@ -6,7 +6,7 @@ use salvol::control::{RunDir, RunFile};
 use salvol::ublk::{self, DeviceState};
 
 use super::attach;
-use super::running::{Life, clean, every, find, life, settled};
+use super::running::{KILLED, Life, clean, every, find, settled};
 use super::{Failure, Manner, Outcome, table};
 
 /// How long to wait before saying what for.
@@ -30,24 +30,26 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
     let runs = RunDir::from_environment();
     ublk::require(arguments.force_kernel)?;
     let Some(volume) = &arguments.volume else {
-        return every(&runs, |run| match life(&runs, run) {
+        return every(&runs, |run| match settled(&runs, run, Duration::ZERO)? {
             Life::Served => Ok(()),
+            Life::Dying => Err(dying(run)),
             Life::Recoverable => recover(run, arguments, manner),
             Life::Gone => {
-                clean(&runs, run);
+                clean(&runs, run)?;
                 manner.note(format_args!("{}: its device is gone; cleaned up", run.name));
                 Ok(())
             }
         });
     };
     let run = find(&runs, volume)?;
-    match settled(&runs, &run) {
+    match settled(&runs, &run, KILLED)? {
+        Life::Dying => Err(dying(&run)),
         Life::Recoverable => recover(&run, arguments, manner),
         Life::Served => {
             Err(Failure::new(format_args!("{}: nothing to recover: its daemon (pid {}) is alive", run.name, run.pid)))
         }
         Life::Gone => {
-            clean(&runs, &run);
+            clean(&runs, &run)?;
             Err(Failure::new(format_args!(
                 "{}: {} is gone: nothing to take over; `salvol attach {}` makes a new device",
                 run.name,
@@ -56,6 +58,10 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
             )))
         }
     }
+}
+
+fn dying(run: &RunFile) -> Failure {
+    Failure::new(format_args!("{}: its daemon (pid {}) was killed and has not ended yet: try again", run.name, run.pid))
 }
 
 fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
@@ -80,7 +86,7 @@ fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
         accept_loss: None,
         socket_group: run.socket_group.clone(),
         force_kernel: arguments.force_kernel,
-        recover: true,
+        recover: Some(run.uuid.clone()),
         background_child: false,
     };
     table::say!("{}", attach::in_background(&attach, &run.name, manner)?.display());

@@ -25,6 +25,8 @@ mod ring;
 mod server;
 mod tags;
 
-pub use driver::{DeviceInfo, DeviceState, DriverError, Feature, delete, device, devices, dump, features, require};
+pub use driver::{
+    DeviceInfo, DeviceState, DriverError, Feature, delete, device, devices, dump, features, node, require,
+};
 pub use ring::UblkRing;
 pub use server::{Live, Options, Server, ServerError, be_io_flusher, lock_memory};

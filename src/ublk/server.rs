@@ -14,7 +14,7 @@ use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
-use super::driver::{self, describe, errno};
+use super::driver::{self, describe, errno, mark};
 use super::owner::{self, News, OurStore, Plan};
 use super::{DeviceState, DriverError};
 use crate::archive::{SpecError, StoreError};
@@ -71,6 +71,8 @@ pub enum ServerError {
     Ring(#[source] io::Error),
     #[error("ublk driver: {step}: {what}")]
     Driver { step: &'static str, what: String },
+    #[error("{0}")]
+    Announce(#[source] io::Error),
     #[error("no thread for the volume: {0}")]
     Thread(#[source] io::Error),
     #[error("the owner's thread died; its last words are in the log")]
@@ -134,19 +136,15 @@ impl Server {
         }
     }
 
-    /// The volume's superblock.
-    pub fn superblock(&self) -> &Superblock {
-        &self.superblock
-    }
-
-    /// Adds the device, or takes it over, and starts it. On failure no device is left behind; a device that was to be
-    /// taken over stays as it was.
+    /// Adds the device, or takes it over, and starts it. `announce` is told its number in between: when this process dies
+    /// after the start, the device needs somebody who knows of it. On failure no device is left behind; a device that was
+    /// to be taken over stays as it was.
     ///
     /// # Errors
-    /// When the driver refuses; the volume is closed then.
-    pub fn go_live(self) -> Result<Live, ServerError> {
+    /// When the driver refuses, or `announce` fails; the volume is closed then.
+    pub fn go_live(self, announce: impl FnOnce(u32) -> io::Result<()>) -> Result<Live, ServerError> {
         let Self { options, superblock, store, mailbox, devices, news } = self;
-        let control = match add(&options) {
+        let control = match add(&options, &superblock) {
             Ok(control) => control,
             Err(error) => {
                 drop(devices);
@@ -155,7 +153,7 @@ impl Server {
             }
         };
         let live = Live { id: control.dev_info().dev_id, control, device: None, mailbox, news };
-        let live = live.start(&options, &superblock, devices)?;
+        let live = live.start(&options, &superblock, devices, announce)?;
         // Rule 13: the store must not be on the volume's own file system, which can be mounted only from now on.
         if let (Some(store), Ok(node)) = (store, fs::metadata(live.path())) {
             store.forbid_device(node.rdev());
@@ -174,14 +172,9 @@ pub struct Live {
 }
 
 impl Live {
-    /// The device's number.
-    pub fn id(&self) -> u32 {
-        self.id
-    }
-
     /// The device's node.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/dev/ublkb{}", self.id))
+        driver::node(self.id)
     }
 
     fn start(
@@ -189,8 +182,11 @@ impl Live {
         options: &Options,
         superblock: &Superblock,
         devices: Sender<Arc<UblkDev>>,
+        announce: impl FnOnce(u32) -> io::Result<()>,
     ) -> Result<Self, ServerError> {
-        let started = self.try_start(options, superblock, devices);
+        let started = announce(self.id)
+            .map_err(ServerError::Announce)
+            .and_then(|()| self.try_start(options, superblock, devices));
         // From now on it goes only by `delete`. libublk would delete it whenever the handle is dropped, by a panic too,
         // and wait for its users meanwhile.
         self.control.disown();
@@ -286,7 +282,7 @@ impl Live {
 }
 
 /// Adds a device, or takes over the one that a dead daemon left.
-fn add(options: &Options) -> Result<UblkCtrl, ServerError> {
+fn add(options: &Options, superblock: &Superblock) -> Result<UblkCtrl, ServerError> {
     // libublk makes this directory for its notes, with mode 0777, when it is missing.
     let _ = fs::DirBuilder::new().mode(0o755).create(UblkCtrl::run_dir());
     let mut depth = options.depth;
@@ -315,6 +311,7 @@ fn add(options: &Options) -> Result<UblkCtrl, ServerError> {
         .depth(depth)
         .io_buf_bytes(buffer)
         .ctrl_flags(u64::from(sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE))
+        .ctrl_target_flags(mark(superblock.uuid))
         .dev_flags(flags);
     builder.build().map_err(|error| ServerError::Driver { step: "adding the device", what: describe(&error) })
 }

@@ -74,11 +74,15 @@ daemon_pid() { "$SALVOL" list --json | jq -er '.volumes[] | select(.name == "vol
 
 # SIGKILL to the daemon, and the device taken over. The daemon must really be gone: recover may not meet it half dead.
 kill_daemon_and_recover() {
+  kill_daemon
+  timeout 60 "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
+}
+
+kill_daemon() {
   local pid
   pid=$(daemon_pid)
   kill -KILL "$pid"
   wait_until 20 process_is_gone "$pid" || fail "daemon $pid is still there 20 s after SIGKILL"
-  timeout 60 "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
 }
 
 # Gone, or a zombie with no thread left: the first thread of a killed process may be one long before the last has ended.
