@@ -114,8 +114,7 @@ pub(crate) fn in_background(arguments: &Arguments, name: &str, manner: Manner) -
     let log = runs.log(name);
     let mut command = Command::new("/proc/self/exe");
     command.args(child_arguments(arguments, manner)).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
-    // Under systemd standard error is the journal already.
-    if std::env::var_os("JOURNAL_STREAM").is_none() {
+    if !logs_to_journal() {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&log);
         let file = file.map_err(|error| Failure::new(format_args!("{}: {error}", log.display())))?;
         command.stderr(file);
@@ -133,6 +132,12 @@ pub(crate) fn in_background(arguments: &Arguments, name: &str, manner: Manner) -
         Some((code, what)) => Failure::reported(code.parse().unwrap_or(1), what),
         None => Failure::new(format_args!("{name}: the daemon ended before it was ready: see {}", log.display())),
     })
+}
+
+/// Whether standard error is the journal: systemd names its device and inode, to whatever was started since.
+fn logs_to_journal() -> bool {
+    let journal = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    nix::sys::stat::fstat(std::io::stderr()).is_ok_and(|file| journal == format!("{}:{}", file.st_dev, file.st_ino))
 }
 
 fn child_arguments(arguments: &Arguments, manner: Manner) -> Vec<std::ffi::OsString> {
