@@ -154,6 +154,15 @@ fn announce(runs: &RunDir, run: &RunFile, ready: Ready) -> io::Result<()> {
     runs.write(run)
 }
 
+/// How the daemon is about to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The device was stopped and goes.
+    Detach,
+    /// The device waits for a later daemon.
+    Leave,
+}
+
 struct Daemon {
     runs: RunDir,
     name: String,
@@ -165,26 +174,36 @@ impl Daemon {
     /// Takes orders until the volume is closed.
     fn attend(self, live: Live, socket: &Socket) -> Outcome {
         let mut answers: Vec<Sender<Result<(), String>>> = Vec::new();
-        let mut leaving = false;
+        let mut end = None;
         let stopped = loop {
-            match self.orders.recv() {
-                Ok(Order::Detach { force, answer }) => match self.detach(&live, force) {
-                    Ok(()) => answers.push(answer),
+            match (self.orders.recv(), end) {
+                (Ok(Order::Detach { answer, .. }), Some(End::Leave)) => answers.push(answer),
+                (Ok(Order::Detach { force, answer }), _) => match self.detach(&live, force) {
+                    Ok(()) => {
+                        end = Some(End::Detach);
+                        answers.push(answer);
+                    }
                     Err(why) => drop(answer.send(Err(why))),
                 },
-                Ok(Order::Signal(signal)) if leaving => {
+                (Ok(Order::Signal(signal)), Some(End::Leave)) => {
                     return Err(Failure::new(format_args!(
                         "signal {signal} came again; ended without closing the volume"
                     )));
                 }
-                Ok(Order::Signal(signal)) => leaving = self.heed(signal, &live),
-                Ok(Order::Ended { stopped }) => break stopped,
-                Err(_) => break false,
+                // It ends already, and its device goes with it.
+                (Ok(Order::Signal(_)), Some(End::Detach)) => {}
+                (Ok(Order::Signal(signal)), None) => end = Some(self.heed(signal, &live)),
+                (Ok(Order::Ended { stopped }), _) => break stopped,
+                (Err(_), _) => break false,
             }
         };
-        if leaving || !stopped {
+        if end == Some(End::Leave) || !stopped {
             // The run file stays for `recover`.
             let left = live.leave();
+            for answer in answers {
+                let _ = answer.send(Err("its daemon has ended meanwhile, the device waits: try again".to_owned()));
+            }
+            socket.settle();
             return match (stopped, left) {
                 (true, Ok(())) => Ok(()),
                 (_, Err(error)) => Err(error.into()),
@@ -203,23 +222,21 @@ impl Daemon {
 
     /// Stops the device unless somebody uses it; with `force` whoever uses it.
     fn detach(&self, live: &Live, force: bool) -> Result<(), String> {
-        let users = used_by(&live.path());
-        if let Some(users) = users {
-            if !force {
-                return Err(format!("in use: {users}; --force detaches all the same"));
-            }
+        if !force && let Some(users) = used_by(&live.path()) {
+            return Err(format!("in use: {users}; --force detaches all the same"));
+        }
+        if force && let Some(users) = used_by(&live.path()) {
             log::warn!("{}: detached by force while {users}", self.name);
             self.mailbox.send(Message::FailWaiting);
         }
         live.stop().map_err(|error| error.to_string())
     }
 
-    /// Ends for a signal: detaches when nobody uses the device, otherwise leaves it to a later daemon. Returns whether it
-    /// leaves it.
-    fn heed(&self, signal: i32, live: &Live) -> bool {
+    /// Ends for a signal: detaches when nobody uses the device, otherwise leaves it to a later daemon.
+    fn heed(&self, signal: i32, live: &Live) -> End {
         match used_by(&live.path()) {
             None => match live.stop() {
-                Ok(()) => return false,
+                Ok(()) => return End::Detach,
                 Err(error) => log::error!("{}: {error}", self.name),
             },
             Some(users) => log::warn!(
@@ -229,7 +246,7 @@ impl Daemon {
             ),
         }
         self.mailbox.send(Message::Leave);
-        true
+        End::Leave
     }
 
     /// Ends a device that went live and cannot be announced.

@@ -77,6 +77,15 @@ timeout 60 "$SALVOL" recover vol >/dev/null || fail "the device of a daemon that
 kill -0 $writer || fail "the writer failed when the daemon was told to end"
 force_detach
 
+say "a detach that comes after the signal"
+attach_volume
+start_writer
+sleep 1
+kill -TERM "$(daemon_pid)"
+timeout 60 "$SALVOL" detach vol --force || force_detach
+wait_until 20 process_is_gone $writer || fail "a writer still waits for the device that was detached"
+! compgen -G '/dev/ublk[bc]*' >/dev/null || fail "the device stays after a signal and detach --force"
+
 attach_volume
 fio_on_device --name=alive --rw=randwrite --bs=16k --iodepth=8 --size=40M
 expect_healthy_status
