@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use salvol::control::{Mailbox, Message, Order, RunDir, RunFile, Socket, users};
@@ -26,6 +26,8 @@ use super::{Failure, Outcome};
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// The same for a daemon that takes over, and knows that one died.
 const RECOVER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long somebody who only looks what is on a device, as udev does, may have it open.
+const LOOKING: Duration = Duration::from_secs(1);
 
 /// Whom to tell that the device can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +224,7 @@ impl Daemon {
 
     /// Stops the device unless somebody uses it; with `force` whoever uses it.
     fn detach(&self, live: &Live, force: bool) -> Result<(), String> {
-        if !force && let Some(users) = used_by(&live.path()) {
+        if !force && let Some(users) = used_for_long(&live.path()) {
             return Err(format!("in use: {users}; --force detaches all the same"));
         }
         if force && let Some(users) = used_by(&live.path()) {
@@ -234,7 +236,7 @@ impl Daemon {
 
     /// Ends for a signal: detaches when nobody uses the device, otherwise leaves it to a later daemon.
     fn heed(&self, signal: i32, live: &Live) -> End {
-        match used_by(&live.path()) {
+        match used_for_long(&live.path()) {
             None => match live.stop() {
                 Ok(()) => return End::Detach,
                 Err(error) => log::error!("{}: {error}", self.name),
@@ -267,6 +269,18 @@ impl Daemon {
             let _ = live.finish();
             self.runs.remove(&self.name);
         }
+    }
+}
+
+/// Who uses the device for longer than a look takes.
+fn used_for_long(device: &Path) -> Option<String> {
+    let deadline = Instant::now() + LOOKING;
+    loop {
+        let users = used_by(device)?;
+        if Instant::now() > deadline {
+            return Some(users);
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
