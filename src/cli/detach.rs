@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     /// All volumes that are attached here
     #[arg(long)]
     all: bool,
-    /// Although it is in use: what its users write fails from then on
+    /// Although it is in use: what its users write fails from then on. Also a device that has lost its daemon and run file
     #[arg(long)]
     force: bool,
 }

@@ -21,7 +21,7 @@ const LOOKING: Duration = Duration::from_secs(1);
 pub(crate) enum Life {
     /// A daemon serves the volume, or starts to.
     Served,
-    /// The daemon was killed and has not quite ended.
+    /// The daemon was killed and has not quite ended, or a later one starts and has no run file yet.
     Dying,
     /// The daemon is dead, the device waits for `recover`.
     Recoverable,
@@ -111,7 +111,10 @@ pub(crate) fn lookup(runs: &RunDir, text: &str) -> Result<Option<RunFile>, Failu
 pub(crate) fn connect(runs: &RunDir, run: &RunFile) -> Result<Client, Failure> {
     match life(runs, run)? {
         // It takes connections until its last thread has ended, and answers nothing.
-        Life::Dying => Err(Failure::new(format_args!("{}: its daemon (pid {}) is ending", run.name, run.pid))),
+        Life::Dying => Err(Failure::new(format_args!(
+            "{}: its daemon (pid {}) has not quite ended, or a new one is starting: try again",
+            run.name, run.pid
+        ))),
         Life::Recoverable => Err(Failure::new(format_args!(
             "{}: its daemon (pid {}) is dead, {} waits: run `salvol recover {}`",
             run.name,

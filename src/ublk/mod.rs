@@ -7,7 +7,7 @@
 //!            -----------                       --------------
 //!            Server::open  ───────────────►    ring, platform, Volume::open
 //!                          ◄── opened ─────
-//!            add the device, UblkDev
+//!            add the device, announce it, UblkDev
 //!            Server::go_live ── device ───►    queue; fetches every tag
 //!                          ◄── fetching ───
 //!            START_DEV: live                   serves until the queue is down
