@@ -53,8 +53,6 @@ want_build_tools() {
   want_libclang
 }
 
-want_rust() { have cargo; }
-
 # ---- Where the kernel with ublk comes from ------------------------------------------------------------------------------------
 
 # The kernel the scripts will boot: the one given, or the cached one, or nothing.

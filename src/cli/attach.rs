@@ -5,14 +5,15 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use salvol::control::RunDir;
+use salvol::control::{RunDir, RunFile};
 use salvol::format::Superblock;
 use salvol::ublk;
 
 use super::daemon::{self, Ready};
 use super::primary::{canonical, look};
-use super::running::{Life, life};
+use super::running::{Life, clean, settled};
 use super::{Failure, Manner, Outcome, table};
 
 /// Make the volume on PRIMARY a block device; prints its path when it can be used.
@@ -41,9 +42,9 @@ pub(crate) struct Arguments {
     /// Even on a kernel that is known to crash when a device is added
     #[arg(long)]
     pub(crate) force_kernel: bool,
-    /// Take over the device from a daemon that died
-    #[arg(long, hide = true, requires = "id")]
-    pub(crate) recover: bool,
+    /// Take over the device from a daemon that died; the volume must be this one
+    #[arg(long, hide = true, requires = "id", value_name = "UUID")]
+    pub(crate) recover: Option<String>,
     /// This is the background process: standard output is a pipe to the one that waits
     #[arg(long, hide = true, requires = "foreground")]
     pub(crate) background_child: bool,
@@ -77,22 +78,33 @@ fn prepare(arguments: &Arguments) -> Result<Superblock, Failure> {
     Ok(superblock)
 }
 
-fn refuse_if_attached(runs: &RunDir, run: &salvol::control::RunFile) -> Outcome {
-    let (name, device, primary) = (&run.name, run.device.display(), run.primary.display());
-    match life(runs, run) {
-        Life::Served => Err(Failure::new(format_args!(
-            "{name}: attached already: {device} on {primary}, served by process {}; `salvol detach {name}` ends that",
-            run.pid
-        ))),
-        Life::Recoverable => Err(Failure::new(format_args!(
-            "{name}: its daemon (pid {}) is dead and {device} waits for it: run `salvol recover {name}`",
-            run.pid
-        ))),
-        Life::Gone => {
-            runs.remove(name);
-            Ok(())
-        }
+fn refuse_if_attached(runs: &RunDir, run: &RunFile) -> Outcome {
+    match settled(runs, run, Duration::ZERO)? {
+        Life::Served | Life::Dying => Err(served(run)),
+        Life::Recoverable => Err(recoverable(run)),
+        Life::Gone => clean(runs, run),
     }
+}
+
+/// Why a volume cannot be attached that is.
+pub(crate) fn served(run: &RunFile) -> Failure {
+    Failure::new(format_args!(
+        "{0}: attached already: {1} on {2}, served by process {3}; `salvol detach {0}` ends that",
+        run.name,
+        run.device.display(),
+        run.primary.display(),
+        run.pid
+    ))
+}
+
+/// Why a volume cannot be attached whose device waits.
+pub(crate) fn recoverable(run: &RunFile) -> Failure {
+    Failure::new(format_args!(
+        "{0}: its daemon (pid {1}) is dead and {2} waits for it: run `salvol recover {0}`",
+        run.name,
+        run.pid,
+        run.device.display()
+    ))
 }
 
 /// Starts a daemon and waits until its device can be used; gives the device's path.
@@ -102,19 +114,16 @@ pub(crate) fn in_background(arguments: &Arguments, name: &str, manner: Manner) -
     let log = runs.log(name);
     let mut command = Command::new("/proc/self/exe");
     command.args(child_arguments(arguments, manner)).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
-    // Under systemd standard error is the journal already.
-    if std::env::var_os("JOURNAL_STREAM").is_none() {
+    if !logs_to_journal() {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&log);
         let file = file.map_err(|error| Failure::new(format_args!("{}: {error}", log.display())))?;
         command.stderr(file);
     }
     let mut child =
         command.spawn().map_err(|error| Failure::new(format_args!("the daemon cannot be started: {error}")))?;
-    let mut word = String::new();
-    if let Some(pipe) = child.stdout.take() {
-        let _ = BufReader::new(pipe).read_line(&mut word);
-    }
-    let word = word.trim_end();
+    // Empty lines only try whether somebody listens.
+    let lines = child.stdout.take().into_iter().flat_map(|pipe| BufReader::new(pipe).lines().map_while(Result::ok));
+    let word = lines.into_iter().find(|line| !line.is_empty()).unwrap_or_default();
     if let Some(device) = word.strip_prefix("ready ") {
         return Ok(PathBuf::from(device));
     }
@@ -125,18 +134,21 @@ pub(crate) fn in_background(arguments: &Arguments, name: &str, manner: Manner) -
     })
 }
 
+/// Whether standard error is the journal: systemd names its device and inode, to whatever was started since.
+fn logs_to_journal() -> bool {
+    let journal = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    nix::sys::stat::fstat(std::io::stderr()).is_ok_and(|file| journal == format!("{}:{}", file.st_dev, file.st_ino))
+}
+
 fn child_arguments(arguments: &Arguments, manner: Manner) -> Vec<std::ffi::OsString> {
     let mut list: Vec<std::ffi::OsString> = vec!["attach".into(), "--foreground".into(), "--background-child".into()];
-    let flags = [
-        ("--read-only", arguments.read_only),
-        ("--force-kernel", arguments.force_kernel),
-        ("--recover", arguments.recover),
-        ("--quiet", manner.quiet),
-    ];
+    let flags =
+        [("--read-only", arguments.read_only), ("--force-kernel", arguments.force_kernel), ("--quiet", manner.quiet)];
     list.extend(flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.into()));
     list.extend((0..manner.verbose).map(|_| "--verbose".into()));
     let values = [
         ("--id", arguments.id.map(|id| id.to_string())),
+        ("--recover", arguments.recover.clone()),
         ("--depth", Some(arguments.depth.to_string())),
         ("--accept-loss", arguments.accept_loss.map(|position| position.to_string())),
         ("--socket-group", arguments.socket_group.clone()),

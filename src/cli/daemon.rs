@@ -3,24 +3,31 @@
 //! Four kinds of threads: the owner's, which does the work (`salvol::ublk`), the archiver's, those of the control
 //! socket, one that waits for signals. The main thread talks to the driver and takes [`Order`]s.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use salvol::control::{Mailbox, Message, Order, RunDir, RunFile, Socket, users};
-use salvol::format::Position;
+use salvol::format::{Position, Superblock};
 use salvol::ublk::{self, Live, Options, Server};
 use salvol::volume::OpenOptions;
 
-use super::attach::Arguments;
+use super::attach::{Arguments, recoverable, served};
+use super::primary::look;
+use super::running::{Life, left};
 use super::{Failure, Outcome};
 
-/// How long a daemon that takes over waits for the dead one's last I/O, which holds the primary's lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for the locks of the volume and of its primary: a dead daemon's last I/O holds them.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a daemon that takes over, and knows that one died.
+const RECOVER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long somebody who only looks what is on a device, as udev does, may have it open.
+const LOOKING: Duration = Duration::from_secs(1);
 
 /// Whom to tell that the device can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +65,8 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     let runs = RunDir::from_environment();
     runs.make().map_err(|error| early(error.into()))?;
     let group = socket_group(arguments.socket_group.as_deref()).map_err(early)?;
+    let superblock = look(&arguments.primary)?;
+    let _lock = claim(arguments, &runs, &superblock).map_err(early)?;
     ublk::be_io_flusher();
     ublk::lock_memory();
     let mailbox = Arc::new(Mailbox::default());
@@ -69,36 +78,91 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
             ublk::ServerError::Primary(_) => error.into(),
             _ => early(error.into()),
         })?;
-    let superblock = server.superblock().clone();
-    let live = server.go_live().map_err(|error| early(error.into()))?;
-    let device = live.path();
-    let run = RunFile {
-        name: superblock.name.clone(),
-        uuid: superblock.uuid.to_string(),
-        pid: std::process::id(),
-        primary: arguments.primary.clone(),
-        id: live.id(),
-        device: device.clone(),
-        backing: superblock.backing.clone(),
-        started: jiff::Timestamp::now().to_string(),
-        read_only: arguments.read_only,
-        socket_group: arguments.socket_group.clone(),
+    let name = superblock.name.clone();
+    let recovers = arguments.recover.is_some();
+    // Two daemons that ask for the same number could delete each other's device.
+    let numbers = if recovers { None } else { Some(runs.lock_numbers().map_err(|error| early(error.into()))?) };
+    let announce = |id| {
+        drop(numbers);
+        announce(&runs, &run_file(arguments, &superblock, id), ready)
     };
-    let daemon = Daemon { runs, name: run.name.clone(), mailbox: Arc::clone(&mailbox), orders };
-    let path = daemon.runs.socket(&run.name);
-    let socket = Socket::listen(&path, group, device.display().to_string(), mailbox, sender)
-        .and_then(|socket| daemon.runs.write(&run).map(|()| socket));
-    let socket = match socket {
+    let live = server.go_live(announce).map_err(|error| {
+        if !recovers {
+            runs.remove(&name);
+        }
+        early(error.into())
+    })?;
+    let device = live.path();
+    let path = runs.socket(&name);
+    let daemon = Daemon { runs, name: name.clone(), mailbox: Arc::clone(&mailbox), orders };
+    let socket = match Socket::listen(&path, group, device.display().to_string(), mailbox, sender) {
         Ok(socket) => socket,
         Err(error) => {
             let failure = Failure::new(format_args!("{}: {error}", path.display()));
-            daemon.give_up(live, arguments.recover);
+            daemon.give_up(live, recovers);
             return Err(failure);
         }
     };
     tell(ready, &device);
-    log::info!("{}: live as {}", run.name, device.display());
-    daemon.attend(live, &socket).map_err(|failure| failure.of(&run.name))
+    log::info!("{name}: live as {}", device.display());
+    daemon.attend(live, &socket).map_err(|failure| failure.of(&name))
+}
+
+/// Takes the lock of the volume's name for the life of this process, and makes sure that the volume is the one that is
+/// meant and has no device already.
+fn claim(arguments: &Arguments, runs: &RunDir, superblock: &Superblock) -> Result<File, Failure> {
+    let name = &superblock.name;
+    if let Some(uuid) = &arguments.recover
+        && *uuid != superblock.uuid.to_string()
+    {
+        return Err(Failure::new(format_args!(
+            "holds the volume {name} ({}) now; the device waits for {uuid}",
+            superblock.uuid
+        )));
+    }
+    let lock = runs.lock(name, patience(arguments))?;
+    let other = runs.all().into_iter().find(|run| run.name == *name);
+    match (lock, other) {
+        (None, Some(run)) => Err(served(&run)),
+        (None, None) => Err(Failure::new(format_args!("{name}: a volume of this name is being attached"))),
+        (Some(_), Some(run)) if arguments.recover.is_none() && left(&run)? == Life::Recoverable => {
+            Err(recoverable(&run))
+        }
+        (Some(lock), _) => Ok(lock),
+    }
+}
+
+fn run_file(arguments: &Arguments, superblock: &Superblock, id: u32) -> RunFile {
+    RunFile {
+        name: superblock.name.clone(),
+        uuid: superblock.uuid.to_string(),
+        pid: std::process::id(),
+        primary: arguments.primary.clone(),
+        id,
+        device: ublk::node(id),
+        backing: superblock.backing.clone(),
+        started: jiff::Timestamp::now().to_string(),
+        read_only: arguments.read_only,
+        socket_group: arguments.socket_group.clone(),
+    }
+}
+
+/// Before the device can be used: makes it known, unless whoever wanted it has gone.
+fn announce(runs: &RunDir, run: &RunFile, ready: Ready) -> io::Result<()> {
+    if ready == Ready::Pipe {
+        let mut stdout = io::stdout();
+        stdout.write_all(b"\n").and_then(|()| stdout.flush())?;
+    }
+    runs.write(run)
+}
+
+/// How the daemon is about to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The device was stopped and goes.
+    Detach,
+    /// The device waits for a later daemon.
+    Leave,
 }
 
 struct Daemon {
@@ -112,26 +176,36 @@ impl Daemon {
     /// Takes orders until the volume is closed.
     fn attend(self, live: Live, socket: &Socket) -> Outcome {
         let mut answers: Vec<Sender<Result<(), String>>> = Vec::new();
-        let mut leaving = false;
+        let mut end = None;
         let stopped = loop {
-            match self.orders.recv() {
-                Ok(Order::Detach { force, answer }) => match self.detach(&live, force) {
-                    Ok(()) => answers.push(answer),
+            match (self.orders.recv(), end) {
+                (Ok(Order::Detach { answer, .. }), Some(End::Leave)) => answers.push(answer),
+                (Ok(Order::Detach { force, answer }), _) => match self.detach(&live, force) {
+                    Ok(()) => {
+                        end = Some(End::Detach);
+                        answers.push(answer);
+                    }
                     Err(why) => drop(answer.send(Err(why))),
                 },
-                Ok(Order::Signal(signal)) if leaving => {
+                (Ok(Order::Signal(signal)), Some(End::Leave)) => {
                     return Err(Failure::new(format_args!(
                         "signal {signal} came again; ended without closing the volume"
                     )));
                 }
-                Ok(Order::Signal(signal)) => leaving = self.heed(signal, &live),
-                Ok(Order::Ended { stopped }) => break stopped,
-                Err(_) => break false,
+                // It ends already, and its device goes with it.
+                (Ok(Order::Signal(_)), Some(End::Detach)) => {}
+                (Ok(Order::Signal(signal)), None) => end = Some(self.heed(signal, &live)),
+                (Ok(Order::Ended { stopped }), _) => break stopped,
+                (Err(_), _) => break false,
             }
         };
-        if leaving || !stopped {
+        if end == Some(End::Leave) || !stopped {
             // The run file stays for `recover`.
             let left = live.leave();
+            for answer in answers {
+                let _ = answer.send(Err("its daemon has ended meanwhile, the device waits: try again".to_owned()));
+            }
+            socket.settle();
             return match (stopped, left) {
                 (true, Ok(())) => Ok(()),
                 (_, Err(error)) => Err(error.into()),
@@ -150,23 +224,21 @@ impl Daemon {
 
     /// Stops the device unless somebody uses it; with `force` whoever uses it.
     fn detach(&self, live: &Live, force: bool) -> Result<(), String> {
-        let users = used_by(&live.path());
-        if let Some(users) = users {
-            if !force {
-                return Err(format!("in use: {users}; --force detaches all the same"));
-            }
+        if !force && let Some(users) = used_for_long(&live.path()) {
+            return Err(format!("in use: {users}; --force detaches all the same"));
+        }
+        if force && let Some(users) = used_by(&live.path()) {
             log::warn!("{}: detached by force while {users}", self.name);
             self.mailbox.send(Message::FailWaiting);
         }
         live.stop().map_err(|error| error.to_string())
     }
 
-    /// Ends for a signal: detaches when nobody uses the device, otherwise leaves it to a later daemon. Returns whether it
-    /// leaves it.
-    fn heed(&self, signal: i32, live: &Live) -> bool {
-        match used_by(&live.path()) {
+    /// Ends for a signal: detaches when nobody uses the device, otherwise leaves it to a later daemon.
+    fn heed(&self, signal: i32, live: &Live) -> End {
+        match used_for_long(&live.path()) {
             None => match live.stop() {
-                Ok(()) => return false,
+                Ok(()) => return End::Detach,
                 Err(error) => log::error!("{}: {error}", self.name),
             },
             Some(users) => log::warn!(
@@ -176,7 +248,7 @@ impl Daemon {
             ),
         }
         self.mailbox.send(Message::Leave);
-        true
+        End::Leave
     }
 
     /// Ends a device that went live and cannot be announced.
@@ -191,7 +263,24 @@ impl Daemon {
                 break;
             }
         }
-        let _ = if recovered { live.leave() } else { live.finish() };
+        if recovered {
+            let _ = live.leave();
+        } else {
+            let _ = live.finish();
+            self.runs.remove(&self.name);
+        }
+    }
+}
+
+/// Who uses the device for longer than a look takes.
+fn used_for_long(device: &Path) -> Option<String> {
+    let deadline = Instant::now() + LOOKING;
+    loop {
+        let users = used_by(device)?;
+        if Instant::now() > deadline {
+            return Some(users);
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -217,12 +306,16 @@ fn options(arguments: &Arguments) -> Options {
         primary: arguments.primary.clone(),
         open: OpenOptions { read_only: arguments.read_only, accept_loss: arguments.accept_loss.map(Position) },
         id: arguments.id,
-        recover: arguments.recover,
+        recover: arguments.recover.is_some(),
         depth: arguments.depth,
         // One core is the owner's.
         archiver_threads: cores.saturating_sub(1).clamp(1, 8),
-        patience: if arguments.recover { LOCK_PATIENCE } else { Duration::ZERO },
+        patience: patience(arguments),
     }
+}
+
+fn patience(arguments: &Arguments) -> Duration {
+    if arguments.recover.is_some() { RECOVER_PATIENCE } else { LOCK_PATIENCE }
 }
 
 fn socket_group(name: Option<&str>) -> Result<Option<u32>, Failure> {
@@ -252,7 +345,7 @@ fn watch_signals(orders: Sender<Order>) -> Result<(), Failure> {
 
 /// Says that the device can be used. Afterwards nothing more can be said to the pipe: it is closed.
 fn tell(ready: Ready, device: &Path) {
-    let mut stdout = std::io::stdout();
+    let mut stdout = io::stdout();
     let _ = match ready {
         Ready::Foreground => writeln!(stdout, "{}", device.display()),
         Ready::Pipe => writeln!(stdout, "ready {}", device.display()),

@@ -1,11 +1,16 @@
 //! `salvol list`: volumes and devices here.
 
-use salvol::control::{Request, RunDir, RunFile};
+use std::time::Duration;
+
+use salvol::control::{Client, Request, RunDir, RunFile};
 use salvol::ublk;
 use serde_json::{Value, json};
 
-use super::running::{Life, connect, life};
+use super::running::{Life, life};
 use super::{Outcome, table};
+
+/// How long a daemon may take to say how it is.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Show the volumes that are attached here.
 #[derive(Debug, clap::Args)]
@@ -68,16 +73,21 @@ fn describe(run: &RunFile, state: &str) -> Value {
     })
 }
 
-/// What the daemon says; `recoverable` or `gone` when there is none.
+/// What the daemon says, `silent` when it says nothing; without a daemon `dying`, `recoverable` or `gone`; `unknown` when
+/// the driver cannot be asked.
 fn state(runs: &RunDir, run: &RunFile) -> String {
-    match life(runs, run) {
-        Life::Recoverable => "recoverable".to_owned(),
-        Life::Gone => "gone".to_owned(),
-        Life::Served => {
-            let status = connect(runs, run).ok().and_then(|mut client| client.ask(&Request::Status {}).ok());
-            status
-                .and_then(|status| Some(status.get("state")?.as_str()?.to_owned()))
-                .unwrap_or_else(|| "live".to_owned())
-        }
-    }
+    let state = match life(runs, run) {
+        Ok(Life::Served) => return said(runs, run).unwrap_or_else(|| "silent".to_owned()),
+        Ok(Life::Dying) => "dying",
+        Ok(Life::Recoverable) => "recoverable",
+        Ok(Life::Gone) => "gone",
+        Err(_) => "unknown",
+    };
+    state.to_owned()
+}
+
+fn said(runs: &RunDir, run: &RunFile) -> Option<String> {
+    let mut daemon = Client::connect(&runs.socket(&run.name)).ok()?;
+    daemon.set_patience(PATIENCE).ok()?;
+    Some(daemon.ask(&Request::Status {}).ok()?.get("state")?.as_str()?.to_owned())
 }

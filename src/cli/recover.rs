@@ -1,11 +1,16 @@
 //! `salvol recover`: a new daemon takes over the device of one that died. Requests that waited go on.
 
+use std::time::{Duration, Instant};
+
 use salvol::control::{RunDir, RunFile};
-use salvol::ublk;
+use salvol::ublk::{self, DeviceState};
 
 use super::attach;
-use super::running::{Life, clean, every, find, life, settled};
+use super::running::{KILLED, Life, clean, every, find, settled};
 use super::{Failure, Manner, Outcome, table};
+
+/// How long to wait before saying what for.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Take over the device of a daemon that died; what waits for it goes on.
 #[derive(Debug, clap::Args)]
@@ -25,24 +30,26 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
     let runs = RunDir::from_environment();
     ublk::require(arguments.force_kernel)?;
     let Some(volume) = &arguments.volume else {
-        return every(&runs, |run| match life(&runs, run) {
+        return every(&runs, |run| match settled(&runs, run, Duration::ZERO)? {
             Life::Served => Ok(()),
+            Life::Dying => Err(dying(run)),
             Life::Recoverable => recover(run, arguments, manner),
             Life::Gone => {
-                clean(&runs, run);
+                clean(&runs, run)?;
                 manner.note(format_args!("{}: its device is gone; cleaned up", run.name));
                 Ok(())
             }
         });
     };
     let run = find(&runs, volume)?;
-    match settled(&runs, &run) {
+    match settled(&runs, &run, KILLED)? {
+        Life::Dying => Err(dying(&run)),
         Life::Recoverable => recover(&run, arguments, manner),
         Life::Served => {
             Err(Failure::new(format_args!("{}: nothing to recover: its daemon (pid {}) is alive", run.name, run.pid)))
         }
         Life::Gone => {
-            clean(&runs, &run);
+            clean(&runs, &run)?;
             Err(Failure::new(format_args!(
                 "{}: {} is gone: nothing to take over; `salvol attach {}` makes a new device",
                 run.name,
@@ -53,7 +60,22 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
     }
 }
 
+fn dying(run: &RunFile) -> Failure {
+    Failure::new(format_args!("{}: its daemon (pid {}) was killed and has not ended yet: try again", run.name, run.pid))
+}
+
 fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
+    let deadline = Instant::now() + SILENCE;
+    while is_live(run.id) {
+        if Instant::now() > deadline {
+            manner.note(format_args!(
+                "{}: the kernel has not noticed yet that the daemon is dead; with every request at the daemon that takes 30 s",
+                run.name
+            ));
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let attach = attach::Arguments {
         primary: run.primary.clone(),
         id: Some(run.id),
@@ -64,9 +86,14 @@ fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
         accept_loss: None,
         socket_group: run.socket_group.clone(),
         force_kernel: arguments.force_kernel,
-        recover: true,
+        recover: Some(run.uuid.clone()),
         background_child: false,
     };
     table::say!("{}", attach::in_background(&attach, &run.name, manner)?.display());
     Ok(())
+}
+
+/// Whether the kernel takes the device for one that is served.
+fn is_live(id: u32) -> bool {
+    matches!(ublk::device(id), Ok(Some(device)) if device.state == DeviceState::Live)
 }

@@ -1,9 +1,8 @@
 //! Volumes that run here, or did until their daemon died: found by name, primary or device.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use salvol::control::{Client, RunDir, RunFile};
+use salvol::control::{Client, RunDir, RunFile, is_running};
 use salvol::ublk::{self, DeviceState};
 
 use super::parse::Source;
@@ -11,52 +10,70 @@ use super::primary::canonical;
 use super::{Failure, Outcome};
 
 /// How long a killed daemon may take to end: the kernel waits for some of its I/O.
-const DYING: Duration = Duration::from_secs(5);
+const DYING: Duration = Duration::from_secs(30);
+/// How long a killed daemon may look alive.
+pub(crate) const KILLED: Duration = Duration::from_secs(5);
+/// How long to wait for somebody who only looks whether a lock is free.
+const LOOKING: Duration = Duration::from_secs(1);
 
 /// What has become of a run file's daemon and device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// The daemon answers.
+    /// A daemon serves the volume, or starts to.
     Served,
+    /// The daemon was killed and has not quite ended, or a later one starts and has no run file yet.
+    Dying,
     /// The daemon is dead, the device waits for `recover`.
     Recoverable,
     /// Daemon and device are gone, or what is left of them is of no use.
     Gone,
 }
 
-/// What became of `run`.
-pub(crate) fn life(runs: &RunDir, run: &RunFile) -> Life {
-    if runs.is_served(run) {
-        return Life::Served;
+/// What became of `run`. An error when the driver cannot be asked: then nothing may be done about it.
+pub(crate) fn life(runs: &RunDir, run: &RunFile) -> Result<Life, Failure> {
+    if !runs.is_locked(&run.name).map_err(|error| Failure::from(error).of(&run.name))? {
+        return left(run);
     }
-    match ublk::device(run.id) {
-        // A device of somebody else has the number now.
-        Ok(Some(device)) if device.pid != run.pid as i32 => Life::Gone,
-        Ok(Some(device)) if device.state != DeviceState::Dead => Life::Recoverable,
+    Ok(if is_running(run.pid) { Life::Served } else { Life::Dying })
+}
+
+/// What a daemon left that is known to be dead.
+pub(crate) fn left(run: &RunFile) -> Result<Life, Failure> {
+    Ok(match ublk::device(run.id)? {
+        // Otherwise a device of somebody else has the number now.
+        Some(device) if device.is_of(&run.uuid) && device.state != DeviceState::Dead => Life::Recoverable,
         _ => Life::Gone,
-    }
+    })
 }
 
-/// What became of `run`, once it is certain: a daemon that was killed a moment ago may not have ended yet.
-pub(crate) fn settled(runs: &RunDir, run: &RunFile) -> Life {
-    let deadline = Instant::now() + DYING;
+/// What became of `run`, once it is certain: a daemon that was killed may not have ended yet, and may look alive for
+/// `killed`.
+pub(crate) fn settled(runs: &RunDir, run: &RunFile, killed: Duration) -> Result<Life, Failure> {
+    let start = Instant::now();
     loop {
-        match life(runs, run) {
-            Life::Served if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            life => return life,
+        let life = life(runs, run)?;
+        let patience = match life {
+            Life::Served => killed,
+            Life::Dying => DYING,
+            Life::Recoverable | Life::Gone => return Ok(life),
+        };
+        if start.elapsed() >= patience {
+            return Ok(life);
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Removes what is left of a volume that is [`Life::Gone`].
-pub(crate) fn clean(runs: &RunDir, run: &RunFile) {
-    // A device that was stopped before its daemon died is of no use to anybody.
-    if matches!(ublk::device(run.id), Ok(Some(device)) if device.pid == run.pid as i32)
-        && let Err(error) = ublk::delete(run.id)
-    {
-        log::warn!("{error}");
+/// Removes what is left of a volume without a daemon: its device and its run file. Requests that waited fail.
+pub(crate) fn clean(runs: &RunDir, run: &RunFile) -> Outcome {
+    let Some(_lock) = runs.lock(&run.name, LOOKING)? else {
+        return Err(Failure::new(format_args!("{}: a new daemon serves it by now", run.name)));
+    };
+    if ublk::device(run.id)?.is_some_and(|device| device.is_of(&run.uuid)) {
+        ublk::delete(run.id)?;
     }
     runs.remove(&run.name);
+    Ok(())
 }
 
 /// Does `action` for every run file. All are tried; the first failure is the outcome, the others are printed.
@@ -92,19 +109,20 @@ pub(crate) fn lookup(runs: &RunDir, text: &str) -> Result<Option<RunFile>, Failu
 
 /// A connection to the daemon of `run`.
 pub(crate) fn connect(runs: &RunDir, run: &RunFile) -> Result<Client, Failure> {
-    Client::connect(&runs.socket(&run.name)).map_err(|error| match life(runs, run) {
-        Life::Recoverable => Failure::new(format_args!(
+    match life(runs, run)? {
+        // It takes connections until its last thread has ended, and answers nothing.
+        Life::Dying => Err(Failure::new(format_args!(
+            "{}: its daemon (pid {}) has not quite ended, or a new one is starting: try again",
+            run.name, run.pid
+        ))),
+        Life::Recoverable => Err(Failure::new(format_args!(
             "{}: its daemon (pid {}) is dead, {} waits: run `salvol recover {}`",
             run.name,
             run.pid,
             run.device.display(),
             run.name
-        )),
-        _ => Failure::new(format_args!("{}: {error}", run.name)),
-    })
-}
-
-/// Whether process `pid` still exists.
-pub(crate) fn exists(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+        ))),
+        Life::Served | Life::Gone => Client::connect(&runs.socket(&run.name))
+            .map_err(|error| Failure::new(format_args!("{}: {error}", run.name))),
+    }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -35,6 +36,14 @@ impl Client {
     /// When nobody listens there, or this user may not ask.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         UnixStream::connect(path).map(|stream| Self(BufReader::new(stream))).map_err(ClientError::Connect)
+    }
+
+    /// Waits for an answer no longer than this; then the daemon counts as gone.
+    ///
+    /// # Errors
+    /// When the socket takes no timeout.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.0.get_ref().set_read_timeout(Some(patience))
     }
 
     /// Asks, and waits for the answer however long it takes.

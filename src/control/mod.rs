@@ -5,6 +5,7 @@
 
 mod client;
 mod mailbox;
+mod process;
 mod protocol;
 mod run_files;
 mod socket;
@@ -13,6 +14,7 @@ mod usage;
 
 pub use client::{Client, ClientError};
 pub use mailbox::{Mailbox, Message, attend};
+pub use process::is_running;
 pub use protocol::{LINE_BYTES_MAX, Reply, Request, Wait};
 pub use run_files::{RunDir, RunFile};
 pub use socket::{Order, Socket};

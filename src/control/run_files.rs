@@ -1,13 +1,14 @@
 //! What a running volume leaves in `/run/salvol`: `NAME.json` says who serves what, `NAME.sock` is its control socket,
 //! `NAME.log` its log. `/dev/salvol/NAME` links to the device.
 //!
-//! The files outlive a daemon that dies; then they are what `recover` goes by.
+//! The files outlive a daemon that dies; then they are what `recover` goes by. Whether it lives is told by `NAME.lock`,
+//! which it holds from before it opens the volume until its last thread has ended.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +16,9 @@ use serde::{Deserialize, Serialize};
 const DIRECTORY_VARIABLE: &str = "SALVOL_RUN_DIR";
 const DIRECTORY: &str = "/run/salvol";
 const LINKS: &str = "/dev/salvol";
+const POLL: Duration = Duration::from_millis(10);
 
-/// Who serves a volume.
+/// Who serves a volume. Written before the device can be used, so that no device is without one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunFile {
     pub name: String,
@@ -29,7 +31,7 @@ pub struct RunFile {
     /// Its node.
     pub device: PathBuf,
     pub backing: String,
-    /// When the daemon went live, RFC 3339.
+    /// When the daemon was started, RFC 3339.
     pub started: String,
     /// How it was attached, for `recover`.
     pub read_only: bool,
@@ -63,6 +65,50 @@ impl RunDir {
     /// The log of the daemon of volume `name`.
     pub fn log(&self, name: &str) -> PathBuf {
         self.0.join(format!("{name}.log"))
+    }
+
+    /// Takes the lock of volume `name`, waiting up to `patience` for one who looks at it or ends. None when it stays taken.
+    ///
+    /// # Errors
+    /// When there can be no lock.
+    pub fn lock(&self, name: &str, patience: Duration) -> io::Result<Option<File>> {
+        let deadline = Instant::now() + patience;
+        let file = self.lock_file(name)?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(POLL),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a daemon holds the lock of volume `name`.
+    ///
+    /// # Errors
+    /// When there can be no lock.
+    pub fn is_locked(&self, name: &str) -> io::Result<bool> {
+        match self.lock_file(name)?.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Lock files stay: one that is removed could be locked twice.
+    fn lock_file(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new().append(true).create(true).mode(0o600).open(self.0.join(format!("{name}.lock")))
+    }
+
+    /// The right to add a device: only one daemon at a time looks for a free number and takes it.
+    ///
+    /// # Errors
+    /// When the directory cannot be locked.
+    pub fn lock_numbers(&self) -> io::Result<File> {
+        let directory = File::open(&self.0)?;
+        directory.lock()?;
+        Ok(directory)
     }
 
     fn json(&self, name: &str) -> PathBuf {
@@ -124,18 +170,6 @@ impl RunDir {
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
-
-    /// Whether the daemon of `run` lives: somebody listens at its socket.
-    pub fn is_served(&self, run: &RunFile) -> bool {
-        match UnixStream::connect(self.socket(&run.name)) {
-            Ok(_) => true,
-            // Who may not connect still sees the process.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Path::new(&format!("/proc/{}", run.pid)).exists()
-            }
-            Err(_) => false,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -170,6 +204,18 @@ mod tests {
             fs::write(directory.path().join(name), text).expect("written");
         }
         assert_eq!(runs.all(), [run("good")]);
-        assert!(!runs.is_served(&run("good")));
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one_daemon_until_it_ends() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runs = RunDir(directory.path().to_owned());
+        assert!(!runs.is_locked("vol").expect("known"));
+        let held = runs.lock("vol", Duration::ZERO).expect("possible").expect("free");
+        assert!(runs.is_locked("vol").expect("known"));
+        assert!(runs.lock("vol", Duration::ZERO).expect("possible").is_none());
+        assert!(!runs.is_locked("other").expect("known"));
+        drop(held);
+        assert!(!runs.is_locked("vol").expect("known"));
     }
 }

@@ -1,10 +1,12 @@
 //! The driver itself: whether it is there, what it can do, which devices it has.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libublk::ctrl::UblkCtrl;
 use libublk::{UblkError, sys};
+
+use crate::format::Uuid;
 
 const CONTROL: &str = "/dev/ublk-control";
 
@@ -140,6 +142,29 @@ pub struct DeviceInfo {
     pub pid: i32,
     pub depth: u16,
     pub io_buf_bytes: u32,
+    /// What its server put on it.
+    mark: u64,
+}
+
+impl DeviceInfo {
+    /// Whether it was made by salvol, for whichever volume.
+    pub fn is_ours(&self) -> bool {
+        self.mark >> 32 == MARK
+    }
+
+    /// Whether it was made for the volume `uuid`.
+    pub fn is_of(&self, uuid: &str) -> bool {
+        Uuid::parse(uuid).is_some_and(|uuid| self.mark == mark(uuid))
+    }
+}
+
+/// The first half of the mark on our devices.
+const MARK: u64 = u32::from_be_bytes(*b"salv") as u64;
+
+/// The mark on the device of volume `uuid`, in the field that the driver keeps for servers.
+pub(super) fn mark(uuid: Uuid) -> u64 {
+    let [a, b, c, d, ..] = uuid.0;
+    MARK << 32 | u64::from(u32::from_be_bytes([a, b, c, d]))
 }
 
 /// The device number `id`; none when there is no such device.
@@ -166,7 +191,12 @@ pub fn device(id: u32) -> Result<Option<DeviceInfo>, DriverError> {
         _ => DeviceState::Dead,
     };
     let (pid, depth, io_buf_bytes) = (info.ublksrv_pid, info.queue_depth, info.max_io_buf_bytes);
-    Ok(Some(DeviceInfo { id, state, pid, depth, io_buf_bytes }))
+    Ok(Some(DeviceInfo { id, state, pid, depth, io_buf_bytes, mark: info.ublksrv_flags }))
+}
+
+/// Where the node of block device `id` is.
+pub fn node(id: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/ublkb{id}"))
 }
 
 /// The numbers of all devices of the driver.
@@ -198,8 +228,20 @@ pub fn delete(id: u32) -> Result<(), DriverError> {
     let control = control(id).map_err(failed)?;
     // A device that was never started, or was stopped already, needs no stopping.
     let _ = control.kill_dev();
-    control.del_dev_async().or_else(|_| control.del_dev()).map_err(failed)?;
-    Ok(())
+    remove(&control).map_err(failed)
+}
+
+/// Deletes a stopped device, which may take until its last user lets go.
+pub(super) fn remove(control: &UblkCtrl) -> Result<(), UblkError> {
+    done(control.del_dev_async()).or_else(|_| done(control.del_dev()))
+}
+
+/// The outcome of a command: libublk takes EBUSY for a success.
+pub(super) fn done(result: Result<i32, UblkError>) -> Result<(), UblkError> {
+    match result? {
+        errno if errno < 0 => Err(UblkError::UringIOError(errno)),
+        _ => Ok(()),
+    }
 }
 
 /// A handle for a device that exists. libublk complains on stderr when its own notes about the device are gone.
@@ -230,6 +272,22 @@ pub(super) fn errno(error: &UblkError) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_bears_the_mark_of_its_volume() {
+        let uuid = "0123abcd-0000-4000-8000-000000000000";
+        let marked = |mark| DeviceInfo { id: 0, state: DeviceState::Live, pid: 1, depth: 1, io_buf_bytes: 1, mark };
+        let device = marked(mark(Uuid::parse(uuid).expect("a uuid")));
+        assert!(device.is_ours() && device.is_of(uuid));
+        assert!(!device.is_of("0123abce-0000-4000-8000-000000000000") && !device.is_of(""));
+        assert!(!marked(0).is_ours());
+    }
+
+    #[test]
+    fn a_busy_device_is_no_success() {
+        assert_eq!(errno(&done(Ok(-libc::EBUSY)).expect_err("busy")), Some(libc::EBUSY));
+        done(Ok(0)).expect("done");
+    }
 
     #[test]
     fn kernels_that_crash_are_known_by_their_release() {

@@ -7,7 +7,7 @@
 //!            -----------                       --------------
 //!            Server::open  ───────────────►    ring, platform, Volume::open
 //!                          ◄── opened ─────
-//!            add the device, UblkDev
+//!            add the device, announce it, UblkDev
 //!            Server::go_live ── device ───►    queue; fetches every tag
 //!                          ◄── fetching ───
 //!            START_DEV: live                   serves until the queue is down
@@ -25,6 +25,8 @@ mod ring;
 mod server;
 mod tags;
 
-pub use driver::{DeviceInfo, DeviceState, DriverError, Feature, delete, device, devices, dump, features, require};
+pub use driver::{
+    DeviceInfo, DeviceState, DriverError, Feature, delete, device, devices, dump, features, node, require,
+};
 pub use ring::UblkRing;
 pub use server::{Live, Options, Server, ServerError, be_io_flusher, lock_memory};

@@ -14,7 +14,7 @@ use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
-use super::driver::{self, describe, errno};
+use super::driver::{self, describe, errno, mark};
 use super::owner::{self, News, OurStore, Plan};
 use super::{DeviceState, DriverError};
 use crate::archive::{SpecError, StoreError};
@@ -27,8 +27,11 @@ use crate::volume::{OpenError, OpenOptions, RequestError};
 const IO_BUF_BYTES: u32 = 256 * 1024;
 /// Blocks that one discard or write-zeroes can cover. Larger ones are split by the kernel, so that none takes long.
 const DISCARD_SECTORS_MAX: u32 = (256 << 20) / 512;
-/// How long the kernel may take to notice that a daemon is dead, or to show or remove a device's node.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to show or remove a device's node.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to notice that a daemon is dead: 30 s, the block layer's timeout, when every tag was with
+/// the daemon.
+const QUIESCE_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// How a volume is served.
@@ -68,6 +71,8 @@ pub enum ServerError {
     Ring(#[source] io::Error),
     #[error("ublk driver: {step}: {what}")]
     Driver { step: &'static str, what: String },
+    #[error("{0}")]
+    Announce(#[source] io::Error),
     #[error("no thread for the volume: {0}")]
     Thread(#[source] io::Error),
     #[error("the owner's thread died; its last words are in the log")]
@@ -131,19 +136,15 @@ impl Server {
         }
     }
 
-    /// The volume's superblock.
-    pub fn superblock(&self) -> &Superblock {
-        &self.superblock
-    }
-
-    /// Adds the device, or takes it over, and starts it. On failure no device is left behind; a device that was to be
-    /// taken over stays as it was.
+    /// Adds the device, or takes it over, and starts it. `announce` is told its number in between: when this process dies
+    /// after the start, the device needs somebody who knows of it. On failure no device is left behind; a device that was
+    /// to be taken over stays as it was.
     ///
     /// # Errors
-    /// When the driver refuses; the volume is closed then.
-    pub fn go_live(self) -> Result<Live, ServerError> {
+    /// When the driver refuses, or `announce` fails; the volume is closed then.
+    pub fn go_live(self, announce: impl FnOnce(u32) -> io::Result<()>) -> Result<Live, ServerError> {
         let Self { options, superblock, store, mailbox, devices, news } = self;
-        let control = match add(&options) {
+        let control = match add(&options, &superblock) {
             Ok(control) => control,
             Err(error) => {
                 drop(devices);
@@ -152,7 +153,7 @@ impl Server {
             }
         };
         let live = Live { id: control.dev_info().dev_id, control, device: None, mailbox, news };
-        let live = live.start(&options, &superblock, devices)?;
+        let live = live.start(&options, &superblock, devices, announce)?;
         // Rule 13: the store must not be on the volume's own file system, which can be mounted only from now on.
         if let (Some(store), Ok(node)) = (store, fs::metadata(live.path())) {
             store.forbid_device(node.rdev());
@@ -171,14 +172,9 @@ pub struct Live {
 }
 
 impl Live {
-    /// The device's number.
-    pub fn id(&self) -> u32 {
-        self.id
-    }
-
     /// The device's node.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/dev/ublkb{}", self.id))
+        driver::node(self.id)
     }
 
     fn start(
@@ -186,8 +182,14 @@ impl Live {
         options: &Options,
         superblock: &Superblock,
         devices: Sender<Arc<UblkDev>>,
+        announce: impl FnOnce(u32) -> io::Result<()>,
     ) -> Result<Self, ServerError> {
-        let started = self.try_start(options, superblock, devices);
+        let started = announce(self.id)
+            .map_err(ServerError::Announce)
+            .and_then(|()| self.try_start(options, superblock, devices));
+        // From now on it goes only by `delete`. libublk would delete it whenever the handle is dropped, by a panic too,
+        // and wait for its users meanwhile.
+        self.control.disown();
         match started {
             Ok(()) => Ok(self),
             Err(error) if options.recover => {
@@ -228,7 +230,7 @@ impl Live {
         };
         self.control.set_thread_affinity(0, thread);
         self.control.configure_queue(&device, 0, thread).map_err(failed("configuring the queue"))?;
-        self.control.start_dev(&device).map_err(failed("starting the device"))?;
+        driver::done(self.control.start_dev(&device)).map_err(failed("starting the device"))?;
         if !wait_until(|| self.path().exists()) {
             log::warn!("{}: the node has not appeared; udev or devtmpfs should make it", self.path().display());
         }
@@ -241,8 +243,8 @@ impl Live {
     /// # Errors
     /// When the driver refuses.
     pub fn stop(&self) -> Result<(), ServerError> {
-        match self.control.kill_dev() {
-            Ok(_) => Ok(()),
+        match driver::done(self.control.kill_dev()) {
+            Ok(()) => Ok(()),
             Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(()),
             Err(error) => Err(ServerError::Driver { step: "stopping the device", what: describe(&error) }),
         }
@@ -263,16 +265,14 @@ impl Live {
     /// # Errors
     /// How the owner ended, when it ended badly.
     pub fn leave(self) -> Result<(), ServerError> {
-        self.control.disown();
         wait_for_end(&self.news)
     }
 
     fn delete(&mut self) {
         // The driver waits for the last reference.
         self.device = None;
-        let deleted = self.control.del_dev_async().or_else(|_| self.control.del_dev());
-        match deleted {
-            Ok(_) => {}
+        match driver::remove(&self.control) {
+            Ok(()) => {}
             Err(error) if matches!(errno(&error), Some(libc::ENODEV | libc::ENOENT)) => {}
             Err(error) => log::error!("device {} could not be deleted: {}", self.id, describe(&error)),
         }
@@ -282,7 +282,7 @@ impl Live {
 }
 
 /// Adds a device, or takes over the one that a dead daemon left.
-fn add(options: &Options) -> Result<UblkCtrl, ServerError> {
+fn add(options: &Options, superblock: &Superblock) -> Result<UblkCtrl, ServerError> {
     // libublk makes this directory for its notes, with mode 0777, when it is missing.
     let _ = fs::DirBuilder::new().mode(0o755).create(UblkCtrl::run_dir());
     let mut depth = options.depth;
@@ -311,27 +311,28 @@ fn add(options: &Options) -> Result<UblkCtrl, ServerError> {
         .depth(depth)
         .io_buf_bytes(buffer)
         .ctrl_flags(u64::from(sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE))
+        .ctrl_target_flags(mark(superblock.uuid))
         .dev_flags(flags);
     builder.build().map_err(|error| ServerError::Driver { step: "adding the device", what: describe(&error) })
 }
 
 /// Starts the recovery of device `id`, waiting until the kernel has noticed that its daemon is dead.
 fn take_over(id: u32) -> Result<super::DeviceInfo, ServerError> {
-    let deadline = Instant::now() + KERNEL_PATIENCE;
+    let deadline = Instant::now() + QUIESCE_PATIENCE;
     let late = |what: &str| ServerError::Driver { step: "taking over the device", what: what.to_owned() };
     let info = loop {
         let info = driver::device(id)?.ok_or_else(|| late("there is no such device any more"))?;
         match info.state {
             DeviceState::Quiesced => break info,
             DeviceState::Live if Instant::now() < deadline => std::thread::sleep(POLL),
-            DeviceState::Live => return Err(late("its daemon is alive")),
+            DeviceState::Live => return Err(late(&format!("process {} still serves it", info.pid))),
             DeviceState::Dead | DeviceState::FailIo => return Err(late("it was stopped")),
         }
     };
     let control = driver::control(id).map_err(|error| late(&describe(&error)))?;
     loop {
-        match control.start_user_recover() {
-            Ok(_) => return Ok(info),
+        match driver::done(control.start_user_recover()) {
+            Ok(()) => return Ok(info),
             // The dead daemon's descriptors are still being closed.
             Err(error) if errno(&error) == Some(libc::EBUSY) && Instant::now() < deadline => std::thread::sleep(POLL),
             Err(error) => return Err(late(&describe(&error))),
@@ -384,7 +385,7 @@ fn wait_for_end(news: &Receiver<News>) -> Result<(), ServerError> {
 }
 
 fn wait_until(done: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + KERNEL_PATIENCE;
+    let deadline = Instant::now() + NODE_PATIENCE;
     while !done() {
         if Instant::now() > deadline {
             return false;

@@ -74,11 +74,15 @@ daemon_pid() { "$SALVOL" list --json | jq -er '.volumes[] | select(.name == "vol
 
 # SIGKILL to the daemon, and the device taken over. The daemon must really be gone: recover may not meet it half dead.
 kill_daemon_and_recover() {
+  kill_daemon
+  timeout 60 "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
+}
+
+kill_daemon() {
   local pid
   pid=$(daemon_pid)
   kill -KILL "$pid"
   wait_until 20 process_is_gone "$pid" || fail "daemon $pid is still there 20 s after SIGKILL"
-  timeout 60 "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
 }
 
 # Gone, or a zombie with no thread left: the first thread of a killed process may be one long before the last has ended.
@@ -126,6 +130,23 @@ fio_on_device() {
 # The stamping writer and its checker, with the system's own Python.
 stamps() { /usr/bin/python3 "$here/stamps.py" "$@"; }
 
+# ---- The end on a host ----------------------------------------------------------------------------------------------------------
+
+# A guest takes everything with it; a host gets back what the test made on it, and keeps what it did not make.
+tidy_host() {
+  local disk device
+  touch "$WORK/null-disks"
+  jobs -p | xargs --no-run-if-empty kill 2>/dev/null || true
+  while read -r disk; do
+    device=$("$SALVOL" list --json | jq -r --arg primary "$disk" '.volumes[] | select(.primary == $primary) | .device')
+    [[ -z $device ]] || umount --lazy --all-targets "$device" 2>/dev/null || true
+    [[ -z $device ]] || timeout 60 "$SALVOL" detach "$device" --force || true
+    umount --lazy --all-targets "$disk" 2>/dev/null || true
+  done < <(readlink -f "$PRIMARY" && sed 's,^,/dev/,' "$WORK/null-disks")
+  while read -r disk; do rmdir "/sys/kernel/config/nullb/$disk" || true; done <"$WORK/null-disks"
+}
+[[ ${KERNEL_KIND:-uml} != native ]] || trap tidy_host EXIT
+
 # ---- Disks ----------------------------------------------------------------------------------------------------------------------
 
 # make_null_disk NAME MIB CACHE_MIB: a memory disk whose cache is lost with its power; prints its path.
@@ -133,6 +154,7 @@ make_null_disk() {
   local config=/sys/kernel/config/nullb/$1
   [[ -d /sys/kernel/config/nullb ]] || skip "this kernel has no configurable null_blk"
   mkdir "$config"
+  echo "$1" >>"$WORK/null-disks"
   echo 1 >"$config/memory_backed"
   echo 4096 >"$config/blocksize"
   echo "$2" >"$config/size"

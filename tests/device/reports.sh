@@ -49,6 +49,8 @@ detach_volume
 no_devices || fail "devices are left after detach"
 
 say "a failure before the device is live leaves nothing behind"
+"$SALVOL" attach "$PRIMARY" --foreground --background-child | true || true
+no_devices || fail "attach made a device although nobody waits for it"
 dd if=/dev/zero of="$PRIMARY" bs=1M count="$(($(blockdev --getsize64 "$PRIMARY" 2>/dev/null || stat -c %s "$PRIMARY") >> 20))" \
   oflag=direct conv=notrunc status=none
 expect_failure 'superblock|no salvol|not a salvol' "$SALVOL" attach "$PRIMARY"
@@ -63,5 +65,40 @@ other=$(make_null_disk other 512 0)
 expect_failure 'exist|in use|taken|busy' "$SALVOL" attach "$other" --id "$taken"
 [[ $(volumes) == 1 ]] || fail "a failed attach left a volume in the list"
 status .state >/dev/null || fail "the volume whose id was asked for suffered"
-detach_volume
-no_devices || fail "devices are left at the end"
+
+say "a device whose daemon died is taken over with its own primary only"
+kill_daemon
+cp /run/salvol/vol.json "$WORK/vol.json"
+jq --arg other "$other" '.primary = $other' "$WORK/vol.json" >/run/salvol/vol.json
+expect_failure 'holds the volume other' "$SALVOL" recover vol
+cp "$WORK/vol.json" /run/salvol/vol.json
+"$SALVOL" recover vol >/dev/null || fail "a failed recover left nothing to recover"
+
+say "a device that no run file tells of"
+expect_failure 'not attached|no such volume' "$SALVOL" detach /dev/ublkb9
+mv /run/salvol/vol.json "$WORK/vol.json"
+expect_failure 'serves it' "$SALVOL" detach "$device" --force
+mv "$WORK/vol.json" /run/salvol/vol.json
+kill_daemon
+rm /run/salvol/vol.json
+"$SALVOL" detach "$device" --force || fail "a device without a run file stays"
+no_devices || fail "a device without a run file stays"
+
+say "two at once: one number, one name"
+one_of_two() {
+  local succeeded=0 first second
+  "$@" "$PRIMARY" >/dev/null 2>"$WORK/first" &
+  first=$!
+  "$@" "$other" >/dev/null 2>"$WORK/second" &
+  second=$!
+  ! wait $first || succeeded=$((succeeded + 1))
+  ! wait $second || succeeded=$((succeeded + 1))
+  [[ $succeeded == 1 && $(volumes) == 1 ]] || fail "of two, $succeeded were attached, $(volumes) are there: $(cat "$WORK/first" "$WORK/second")"
+  say "  refused as it should be: $(cat "$WORK/first" "$WORK/second")"
+  [[ $("$SALVOL" list --json | jq -r '.volumes[0].state') == live ]] || fail "the one that was attached is not served"
+  "$SALVOL" detach --all
+  no_devices || fail "devices are left after detach"
+}
+one_of_two "$SALVOL" attach --id 7
+"$SALVOL" create "$other" --backing "dir:$STORE.same" --name vol --size 64M --segment-size 1M --force >/dev/null
+one_of_two "$SALVOL" attach
