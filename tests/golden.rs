@@ -187,3 +187,13 @@ fn a_flipped_bit_is_found() {
         }
     }
 }
+
+/// Names name files that root makes: one that leads elsewhere, or steers a terminal, is no name, however well it is signed.
+#[test]
+fn a_superblock_with_a_name_that_is_a_path_is_refused() {
+    for name in ["", "..", "../../etc/cron.d/x", "a/b", ".hidden", "-rf", "a\u{1b}[2J", "a\nb", "\u{fc}"] {
+        let block = Superblock { name: name.to_owned(), ..Superblock::example() }.encode();
+        let refused = Superblock::parse(&block);
+        assert!(matches!(refused, Err(FormatError::Field { field: "name", .. })), "{name:?}: {refused:?}");
+    }
+}

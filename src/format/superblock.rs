@@ -21,6 +21,12 @@ const MAGIC: [u8; 8] = *b"SALVOLSB";
 const WHAT: &str = "superblock";
 const SEGMENT_BLOCKS: std::ops::RangeInclusive<u32> = 8..=65536;
 
+/// Whether `text` can be a volume's name: it names files and a device link, so it is one plain part of a path.
+pub fn is_name(text: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.chars().all(fine) && !text.starts_with(['.', '-'])
+}
+
 /// When a segment is given to the archiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -311,6 +317,10 @@ impl Superblock {
             let bytes = bytes.get(..usize::from(count)).ok_or(field(name, u64::from(count)))?;
             String::from_utf8(bytes.to_vec()).map_err(|_| field(name, u64::from(count)))
         };
+        let name = text("name", &disk.name, disk.name_bytes.get())?;
+        if !is_name(&name) {
+            return Err(field("name", u64::from(disk.name_bytes.get())));
+        }
         Ok(Self {
             uuid: Uuid(disk.volume),
             history: Uuid(disk.history),
@@ -337,7 +347,7 @@ impl Superblock {
                 position: Position(disk.close_position.get()),
                 checksum: disk.close_checksum,
             }),
-            name: text("name", &disk.name, disk.name_bytes.get())?,
+            name,
             backing: text("backing", &disk.backing, disk.backing_bytes.get())?,
         })
     }

@@ -29,7 +29,7 @@ impl Display for SuperblockDump {
         writeln!(f, "  segment         {} blocks", self.segment_blocks)?;
         writeln!(f, "  slots           {}, working set {}", self.slots, self.working_set)?;
         writeln!(f, "  archive at      {}, compression {}", self.archive_at, self.compression)?;
-        writeln!(f, "  backing         {}", self.backing)?;
+        writeln!(f, "  backing         {}", self.backing.escape_debug())?;
         match &self.clean_close {
             Some((segment, position, checksum)) => {
                 writeln!(f, "  clean close     segment {segment}, position {position}, checksum {checksum}")
