@@ -19,16 +19,15 @@ impl Scratch {
         self.0.path().join(name)
     }
 
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_salvol"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        command.env("SALVOL_RUN_DIR", self.path("run")).env_remove("SALVOL_LOG");
+        command
+    }
+
     fn salvol(&self, arguments: &[&str]) -> Ran {
-        let output = Command::new(env!("CARGO_BIN_EXE_salvol"))
-            .args(arguments)
-            .current_dir(self.0.path())
-            .env("SALVOL_RUN_DIR", self.path("run"))
-            .env_remove("SALVOL_LOG")
-            .stdin(Stdio::null())
-            .output()
-            .expect("salvol runs");
-        Ran::new(arguments, &output)
+        Ran::new(arguments, &self.command(arguments).output().expect("salvol runs"))
     }
 
     /// A volume on `file`, 32 MiB.
@@ -258,6 +257,40 @@ fn backing_stores_that_cannot_be() {
         .salvol(&["create", "b", "--size", "32M", "--backing", "dir:store"])
         .fails(1, &["the store belongs to volume"]);
     assert!(!scratch.path("b").exists());
+}
+
+#[test]
+fn a_create_that_was_interrupted_claims_no_store() {
+    let scratch = Scratch::new();
+    // Large enough to be written through for a while.
+    let mut slow = scratch.command(&["create", "slow", "--size", "2G", "--backing", "dir:store"]);
+    let mut child = slow.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("spawned");
+    while fs::metadata(scratch.path("slow")).map_or(0, |file| file.len()) == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("waited for");
+    assert!(
+        !scratch.path("store/salvol-store").exists(),
+        "it had ended before it was killed, or claims the store early"
+    );
+    scratch.salvol(&["create", "a", "--size", "32M", "--backing", "dir:store"]).ok();
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_overwritten() {
+    let scratch = Scratch::new();
+    scratch.file("e", 32 * MIB);
+    let blkid = scratch.path("blkid");
+    fs::write(&blkid, "#!/bin/sh\nexit 77\n").expect("written");
+    fs::set_permissions(&blkid, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("made to run");
+    let create = |more: &[&str]| {
+        let arguments = [&["create", "e", "--backing", "none"], more].concat();
+        let output = scratch.command(&arguments).env("PATH", scratch.0.path()).output().expect("salvol runs");
+        Ran::new(&arguments, &output)
+    };
+    create(&[]).fails(1, &["e: holds who knows what", "--force"]);
+    create(&["--force"]).ok();
 }
 
 #[test]

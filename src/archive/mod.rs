@@ -42,7 +42,7 @@ pub use memory::MemoryStore;
 pub use object::{OBJECT_HEADER_BYTES, ObjectHeader, encode_object};
 pub use patient::PatientStore;
 pub use reader::ArchivedSegment;
-pub use spec::{Spec, SpecError, create_store, open_store, store_identity};
+pub use spec::{Spec, SpecError, create_store, open_store, prepare_store, store_identity};
 pub use store::{ObjectName, Store, StoreError};
 pub use table::{Frame, FrameTable};
 

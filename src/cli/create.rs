@@ -148,7 +148,8 @@ impl Creation {
         Ok(Bench::new(Primary::own(path, Duration::ZERO)?)?)
     }
 
-    /// Makes the store, writes a file through, and last the superblocks: until then there is no volume.
+    /// Writes a file through, makes the store, and last the superblocks: until then there is no volume. The store is claimed
+    /// so late because whoever ends this before leaves nothing that a second try would trip over.
     fn write(&self, bench: &Bench) -> Result<Uuid, Failure> {
         let Self { arguments, path, plan, .. } = self;
         let [mut uuid, mut history] = [[0; 16]; 2];
@@ -175,10 +176,11 @@ impl Creation {
             name: self.name.clone(),
             backing: arguments.backing.clone(),
         };
-        archive::create_store(&self.spec, &superblock)?;
+        archive::prepare_store(&self.spec)?;
         if has_holes(path)? {
             fill(bench, self.manner).map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;
         }
+        archive::create_store(&self.spec, &superblock)?;
         let device = bench.device.clone();
         let uuid = superblock.uuid;
         let written = bench.wait(async move { write_superblocks(&device, &superblock).await })?;

@@ -45,4 +45,4 @@ pub use restore::{RestoreReport, restore};
 pub use scan::{PointIndex, Segments, Sited, index_at};
 pub use slots::summaries_on;
 pub use source::Source;
-pub use target::{Target, TargetError};
+pub use target::{Target, TargetError, recognise};

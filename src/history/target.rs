@@ -22,7 +22,7 @@ const RUN_BLOCKS: usize = 256;
 pub enum TargetError {
     #[error("{path}: is there already; give another name, or overwrite it with --force")]
     Exists { path: PathBuf },
-    #[error("{path}: holds {what}; overwrite it with --force")]
+    #[error("{path}: holds {what}; --force overwrites it")]
     Holds { path: PathBuf, what: String },
     #[error("{path}: is in use: mounted, part of another device, or a volume that is attached")]
     InUse { path: PathBuf },
@@ -211,15 +211,26 @@ fn recognised(path: &Path, file: &File, bytes: u64) -> Option<String> {
             return Some("a salvol volume".to_owned());
         }
     }
-    let probe = Command::new("blkid").args(["-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE"]).arg(path).output();
-    match probe {
-        Ok(output) if output.status.success() => {
-            let kinds = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(", ");
-            Some(if kinds.is_empty() { "something".to_owned() } else { kinds })
+    recognise(path)
+}
+
+/// What util-linux finds on `path`, as a phrase. Where it cannot be asked, anything may be there.
+pub fn recognise(path: &Path) -> Option<String> {
+    // /sbin is not in everybody's PATH.
+    let probe = ["blkid", "/sbin/blkid", "/usr/sbin/blkid"].iter().find_map(|program| {
+        let mut command = Command::new(program);
+        command.args(["-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", "--"]).arg(path).output().ok()
+    });
+    let Some(probe) = probe else {
+        return Some("who knows what: there is no blkid to look at it; install util-linux".to_owned());
+    };
+    match probe.status.code() {
+        Some(0) => {
+            let kinds = String::from_utf8_lossy(&probe.stdout).split_whitespace().collect::<Vec<_>>().join(", ");
+            Some(if kinds.is_empty() { "something (says blkid)".to_owned() } else { format!("{kinds} (says blkid)") })
         }
-        // 2: nothing was recognised. 8: several things were.
-        Ok(output) if output.status.code() == Some(8) => Some("several things".to_owned()),
-        Ok(_) => None,
-        Err(error) => Some(format!("who knows what: blkid cannot be run ({error})")),
+        Some(2) => None,
+        Some(8) => Some("several things at once (says blkid)".to_owned()),
+        _ => Some(format!("who knows what: blkid failed ({})", probe.status)),
     }
 }
