@@ -207,6 +207,17 @@ fn a_primary_that_somebody_holds_is_busy() {
 }
 
 #[test]
+fn what_is_no_volume_is_not_destroyed() {
+    let scratch = Scratch::new();
+    let path = scratch.path("precious");
+    fs::write(&path, vec![7; 16 << 20]).expect("written");
+    scratch.salvol(&["destroy", "./precious", "--force"]).fails(1, &["precious: not a salvol volume"]);
+    assert!(fs::read(&path).expect("read").iter().all(|byte| *byte == 7));
+    scratch.file("empty", 0);
+    scratch.salvol(&["destroy", "./empty", "--force"]).fails(1, &["not a salvol volume"]);
+}
+
+#[test]
 fn damaged_superblocks() {
     let scratch = Scratch::new();
     scratch.create("a");
@@ -218,6 +229,9 @@ fn damaged_superblocks() {
     scratch.salvol(&["status", "./a"]).fails(3, &["a: both superblocks are damaged", "checksum", "rebuild"]);
     scratch.salvol(&["attach", "./a"]).fails(3, &["both superblocks are damaged"]);
     scratch.salvol(&["create", "./a", "--backing", "none"]).fails(1, &["holds a salvol volume", "--force"]);
+    scratch.salvol(&["destroy", "./a"]).fails(3, &["both superblocks are damaged"]);
+    scratch.salvol(&["destroy", "./a", "--force"]).ok();
+    scratch.salvol(&["status", "./a"]).fails(1, &["not a salvol volume"]);
 }
 
 #[test]
