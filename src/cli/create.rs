@@ -10,13 +10,13 @@ use nix::sys::statfs::{self, FsType};
 use salvol::archive::{self, Spec};
 use salvol::control::write_superblocks;
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Compression, Key, Position, Superblock, Uuid};
-use salvol::io::{Buffer, Device, Platform, Primary};
+use salvol::io::{Bench, Buffer, Device, Platform, Primary};
 use serde_json::json;
 
 use super::geometry::{Plan, Wish, solve};
 use super::holding::refuse_what_it_holds;
 use super::parse::{self, Size};
-use super::primary::{Bench, canonical};
+use super::primary::canonical;
 use super::status::archive_at;
 use super::{Failure, Manner, Outcome, table};
 

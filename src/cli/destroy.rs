@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use salvol::control::{SuperblockError, wipe_superblocks};
 use salvol::format::BLOCK_BYTES;
-use salvol::io::{Device, Primary};
+use salvol::io::{Bench, Device, Primary};
 
-use super::primary::{Bench, canonical};
+use super::primary::{canonical, superblock};
 use super::{Failure, Outcome};
 
 /// Wipe the superblocks of a volume, so that PRIMARY is free; its archive stays.
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let path = canonical(&arguments.primary);
     // Taking the lock refuses a volume that is attached.
     let bench = Bench::new(Primary::own(&path, Duration::ZERO)?)?;
-    let (what, copy_at) = match bench.read_superblock()? {
+    let (what, copy_at) = match superblock(&bench)? {
         Ok(superblock) => (format!("volume {} ({})", superblock.name, superblock.uuid), superblock.geometry.copy_at()),
         // What was never a volume is somebody else's, whatever is said.
         Err(error @ (SuperblockError::None | SuperblockError::Io(_))) => {

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use salvol::control::SuperblockError;
 use salvol::history::recognise;
+use salvol::io::Bench;
 
-use super::primary::Bench;
+use super::primary::superblock;
 use super::{Failure, Outcome};
 
 /// Refuses a primary with something on it that salvol or util-linux recognises.
@@ -16,7 +17,7 @@ pub(super) fn refuse_what_it_holds(path: &Path, bench: &Bench) -> Outcome {
             path.display()
         )))
     };
-    match bench.read_superblock()? {
+    match superblock(bench)? {
         Ok(superblock) => return refuse(&format!("the salvol volume {} ({})", superblock.name, superblock.uuid)),
         Err(SuperblockError::None) => {}
         Err(error) => return refuse(&format!("a salvol volume ({error})")),

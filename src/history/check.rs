@@ -16,14 +16,13 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::primary::Bench;
 use super::scan::{oldest_needed, sound};
 use super::{HistoryError, PointIndex, Sited};
 use crate::format::{
     BLOCK_BYTES, BatchHeader, Block, Entry, EntryKind, FormatError, SegmentHeader, SegmentNumber, Slot, Summary,
     Superblock,
 };
-use crate::io::{Buffer, Device, Primary};
+use crate::io::{Bench, Buffer, Device, Primary};
 use crate::log::replay::{ReplayError, Tail, find_tail};
 use crate::log::scan::{self, Found};
 
