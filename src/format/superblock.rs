@@ -6,6 +6,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::units::COUNT_MAX;
 use super::{BLOCK_BYTES, Checksum, FormatError, Key, Place, Position, SegmentNumber, Slot, Uuid};
 
 /// The format version that this salvol writes and reads.
@@ -313,6 +314,15 @@ impl Superblock {
             working_set: disk.working_set.get(),
         };
         geometry.check()?;
+        let counts = [
+            ("generation", disk.generation),
+            ("epoch", disk.epoch),
+            ("close segment", disk.close_segment),
+            ("close position", disk.close_position),
+        ];
+        if let Some((name, value)) = counts.iter().find(|(_, value)| value.get() > COUNT_MAX) {
+            return Err(field(name, value.get()));
+        }
         let text = |name, bytes: &[u8], count: u16| {
             let bytes = bytes.get(..usize::from(count)).ok_or(field(name, u64::from(count)))?;
             String::from_utf8(bytes.to_vec()).map_err(|_| field(name, u64::from(count)))
