@@ -45,4 +45,5 @@ pub use restore::{RestoreReport, restore};
 pub use scan::{PointIndex, Segments, Sited, index_at};
 pub use slots::summaries_on;
 pub use source::Source;
-pub use target::{Target, TargetError, recognise};
+pub use target::{Target, TargetError, exit_unfinished, recognise};
+pub use text::rfc3339;
