@@ -330,6 +330,15 @@ fn nothing_is_attached_here() {
 }
 
 #[test]
+fn a_label_that_is_an_id_is_refused() {
+    let scratch = Scratch::new();
+    for (label, means) in [("p7", "a point's id"), ("42", "a log position"), ("latest", "the newest point")] {
+        scratch.salvol(&["synch", "db", "--label", label, "--before", "touch ran"]).fails(2, &[label, means]);
+    }
+    assert!(!scratch.path("ran").exists());
+}
+
+#[test]
 fn wrong_usage_and_help() {
     let scratch = Scratch::new();
     scratch.salvol(&["frobnicate"]).fails(2, &["unrecognized subcommand"]);

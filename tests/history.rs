@@ -14,7 +14,7 @@ use salvol::archive::ObjectName;
 use salvol::format::{ArchiveAt, BLOCK_BYTES, FIRST_SLOT_BLOCK, Position, SegmentNumber};
 use salvol::history::{
     CheckReport, Consistency, DumpSection, HistoryError, Progress, RestoreReport, Severity, Source, TargetError,
-    Whereabouts, check_path, dump, dump_object, index_at, restore,
+    Whereabouts, check_label, check_path, dump, dump_object, index_at, restore,
 };
 
 /// Restores the point and compares it with the model.
@@ -262,6 +262,50 @@ fn without_an_archive_only_the_working_set_comes_back() {
     let old = format!("p{}", rig.points[0].0.point);
     let error = resolve_error(&source, &old);
     assert!(error.contains("keeps no archive"), "{error}");
+}
+
+/// What status says of the window is what `points` says; without an archive it promises no more than is there for sure,
+/// while `points` also finds what recycled slots still happen to hold.
+#[test]
+fn status_and_points_agree_on_what_can_be_restored() {
+    for (backing, seed) in [(true, 13), (false, 14)] {
+        let Some(mut rig) = Rig::new(ArchiveAt::Seal, backing, seed) else { return };
+        for round in 0..60 {
+            rig.steps(20);
+            rig.synch("");
+            rig.idle();
+            if round == 40 && backing {
+                rig.settle();
+                rig.close();
+                rig.attach();
+            }
+            let status = rig.engine().status();
+            let source = Source::open_primary(&rig.primary()).unwrap();
+            let listed = source.points().unwrap();
+            assert_eq!(status.newest_restorable, listed.newest_restorable, "round {round}");
+            if backing {
+                assert_eq!(status.oldest_restorable, listed.oldest_restorable, "round {round}");
+                assert!(round >= 40 || status.points == listed.points.len() as u64, "round {round}");
+            } else {
+                let oldest = source.resolve(&status.oldest_restorable.unwrap()).unwrap();
+                restore(&source, &oldest, &rig.path("out"), true, &Progress::none()).unwrap();
+                let promised = listed.points.iter().filter(|point| point.position >= oldest.position.0).count();
+                assert_eq!(status.points, promised as u64, "round {round}");
+            }
+        }
+        assert!(rig.segment() > 30, "the log has turned over");
+        assert!(backing || rig.engine().status().points < 30, "recycled points are gone");
+    }
+}
+
+#[test]
+fn labels_that_could_not_be_asked_for_are_refused() {
+    for label in ["42", "p7", "latest"] {
+        assert!(check_label(label).unwrap_err().contains("means"), "{label}");
+    }
+    for label in ["", "p", "latest backup", "p7a", "-42", "99999999999999999999999"] {
+        check_label(label).unwrap();
+    }
 }
 
 #[test]

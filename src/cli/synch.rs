@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use salvol::control::{Request, RunDir, Wait};
+use salvol::history::check_label;
 
 use super::running::{connect, find};
 use super::{Failure, Outcome, table};
@@ -33,6 +34,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    check_label(&arguments.label).map_err(Failure::usage)?;
     let runs = RunDir::from_environment();
     let run = find(&runs, &arguments.volume)?;
     let mut client = connect(&runs, &run)?;

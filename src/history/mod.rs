@@ -39,7 +39,7 @@ pub use dump::{
     superblock_section,
 };
 pub use error::HistoryError;
-pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts};
+pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts, check_label};
 pub use progress::Progress;
 pub use restore::{RestoreReport, restore};
 pub use scan::{PointIndex, Segments, Sited, index_at};

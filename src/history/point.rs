@@ -10,6 +10,27 @@ use super::text::{parse_time, rfc3339};
 use super::{HistoryError, Source};
 use crate::format::{BatchRecord, Checksum, Position, SegmentNumber, Summary, SynchMark};
 
+/// What the newest point is called.
+const LATEST: &str = "latest";
+
+fn number(digits: &str) -> Option<u64> {
+    digits.parse().ok().filter(|_| digits.bytes().all(|c| c.is_ascii_digit()))
+}
+
+/// Refuses a label that means something else where a point is named, so that it could never be asked for.
+///
+/// # Errors
+/// What it means, for the one who gave it.
+pub fn check_label(label: &str) -> Result<(), String> {
+    let means = match label {
+        LATEST => "the newest point",
+        _ if label.strip_prefix('p').and_then(number).is_some() => "a point's id",
+        _ if number(label).is_some() => "a log position",
+        _ => return Ok(()),
+    };
+    Err(format!("a point labelled `{label}` could not be found again: `{label}` means {means}; give another label"))
+}
+
 /// What a moment is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -52,6 +73,24 @@ pub struct PointInfo {
     pub pinned: bool,
     #[serde(skip)]
     pub segment: SegmentNumber,
+}
+
+impl PointInfo {
+    /// The point of `mark` in `segment`, whose restoring reads `segments` segments that are at `whereabouts`.
+    pub fn new(mark: &SynchMark, segment: SegmentNumber, segments: u64, whereabouts: Whereabouts) -> Self {
+        Self {
+            id: format!("p{}", mark.point),
+            label: mark.label.clone(),
+            time: rfc3339(mark.time_ns),
+            position: mark.point,
+            consistency: Consistency::Application,
+            info: mark.info.clone(),
+            segments,
+            whereabouts,
+            pinned: false,
+            segment,
+        }
+    }
 }
 
 /// Everything that can be restored: the JSON of `salvol points`.
@@ -124,18 +163,8 @@ impl Source {
             let start = stops.partition_point(|other| other.segment < stop.oldest_needed);
             let window = &stops[start..end];
             let whereabouts = if stop.marks.is_empty() { Whereabouts::Primary } else { whereabouts(window) };
-            stop.marks.iter().map(move |mark| PointInfo {
-                id: format!("p{}", mark.point),
-                label: mark.label.clone(),
-                time: rfc3339(mark.time_ns),
-                position: mark.point,
-                consistency: Consistency::Application,
-                info: mark.info.clone(),
-                segments: window.len() as u64,
-                whereabouts,
-                pinned: false,
-                segment: stop.segment,
-            })
+            let point = |mark| PointInfo::new(mark, stop.segment, window.len() as u64, whereabouts);
+            stop.marks.iter().map(point).collect::<Vec<_>>()
         });
         Ok(Points {
             points: points.collect(),
@@ -193,7 +222,6 @@ impl Source {
     /// # Errors
     /// When there is none, or a label is not unique; see [`HistoryError::is_no_point`].
     pub fn resolve(&self, text: &str) -> Result<Moment, HistoryError> {
-        let number = |digits: &str| digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|c| c.is_ascii_digit()));
         if let Some(point) = text.strip_prefix('p').and_then(number) {
             let moment = self.at_position(Position(point), text)?;
             return match moment.mark {
@@ -206,7 +234,7 @@ impl Source {
         if let Some(position) = number(text) {
             return self.at_position(Position(position), text);
         }
-        if text == "latest" {
+        if text == LATEST {
             let points = self.points()?.points;
             let Some(point) = points.last() else {
                 return no_point("latest: there is no synch point that can be restored".to_owned());

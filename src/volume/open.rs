@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::{Shared, Volume};
-use crate::archive::{ArchivedSegment, ObjectName, Store};
-use crate::format::{BLOCK_BYTES, FormatError, Position, SegmentNumber, Superblock};
+use crate::archive::{ArchiveError, ArchivedSegment, ObjectName, Store};
+use crate::format::{BLOCK_BYTES, BatchRecord, Checksum, FormatError, Position, SegmentNumber, Superblock};
 use crate::io::{Buffer, Device, Platform};
 use crate::log::Log;
 use crate::log::replay::ReplayError;
@@ -74,9 +74,10 @@ impl<P: Platform> Volume<P> {
             log::warn!("{}: one of the two superblocks was damaged or old; it is written again", superblock.name);
             write_superblock(&device, &superblock).await?;
         }
-        if let Some(store) = &store {
-            compare_with_archive(&platform, &device, &superblock, Arc::clone(store)).await?;
-        }
+        let archived_from_ns = match &store {
+            Some(store) => compare_with_archive(&platform, &device, &superblock, Arc::clone(store)).await?,
+            None => None,
+        };
         let log = Log::open(platform, device, superblock, store, options.accept_loss, options.read_only).await?;
         if !options.read_only {
             let mut superblock = log.volume().clone();
@@ -84,7 +85,9 @@ impl<P: Platform> Volume<P> {
             superblock.clean_close = None;
             write_superblock(log.device(), &superblock).await?;
         }
+        let oldest = log.window().map_or(i64::MAX, |(oldest, _)| oldest);
         Ok(Self(Rc::new(Shared {
+            archived_from_ns: archived_from_ns.map(|archived| archived.min(oldest)),
             log,
             read_only: options.read_only,
             closing: Cell::new(false),
@@ -106,30 +109,22 @@ pub(super) async fn write_superblock<D: Device>(device: &D, superblock: &Superbl
 }
 
 /// Rule 10: the newest archived segment is on the primary, or older than what is there. A store that cannot be reached
-/// delays archiving, not opening.
+/// delays archiving, not opening. Gives the time from which the archive can restore, the end of time when it is empty;
+/// none when it cannot be asked.
 async fn compare_with_archive<P: Platform>(
     platform: &P,
     device: &P::Device,
     volume: &Superblock,
     store: Arc<dyn Store>,
-) -> Result<(), OpenError> {
-    let history = volume.history;
-    let (shelf, known) = (Arc::clone(&store), volume.clone());
-    let newest = platform
-        .offload(move || -> Result<Option<(ObjectName, crate::format::Checksum)>, String> {
-            let list = shelf.list().map_err(|error| error.to_string())?;
-            let newest = list.into_iter().map(|(name, _)| name).filter(|name| name.history == history).max();
-            let Some(name) = newest else { return Ok(None) };
-            let segment = ArchivedSegment::open(&shelf, &name, Some(&known)).map_err(|error| error.to_string())?;
-            Ok(Some((name, segment.summary().last_checksum)))
-        })
-        .await;
-    let (name, checksum) = match newest {
-        Ok(Some(newest)) => newest,
-        Ok(None) => return Ok(()),
+) -> Result<Option<i64>, OpenError> {
+    let known = volume.clone();
+    let ends = platform.offload(move || ends_of_archive(&store, &known).map_err(|error| error.to_string())).await;
+    let ArchiveEnds { name, checksum, from_ns } = match ends {
+        Ok(Some(ends)) => ends,
+        Ok(None) => return Ok(Some(i64::MAX)),
         Err(error) => {
             log::warn!("{}: attached without its store, segments wait on the primary: {error}", volume.name);
-            return Ok(());
+            return Ok(None);
         }
     };
     let found = scan::headers(device, volume).await?;
@@ -141,11 +136,35 @@ async fn compare_with_archive<P: Platform>(
     for found in here {
         let summary = scan::summary(device, volume, found.slot, name.segment).await;
         if summary.is_ok_and(|summary| summary.last_checksum == checksum) {
-            return Ok(());
+            return Ok(Some(from_ns));
         }
     }
     if found.iter().any(|found| found.header.segment == name.segment) {
         return Err(OpenError::ArchiveDiffers { segment: name.segment });
     }
-    Ok(())
+    Ok(Some(from_ns))
+}
+
+/// What opening wants to know of an archive.
+struct ArchiveEnds {
+    /// The newest object, and the last checksum of its segment.
+    name: ObjectName,
+    checksum: Checksum,
+    /// Time of the oldest position that the archive can restore.
+    from_ns: i64,
+}
+
+fn ends_of_archive(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Option<ArchiveEnds>, ArchiveError> {
+    let list = store.list()?.into_iter().map(|(name, _)| name);
+    let names: Vec<ObjectName> = list.filter(|name| name.history == volume.history).collect();
+    let (Some(oldest), Some(newest)) = (names.first(), names.last()) else { return Ok(None) };
+    let checksum = ArchivedSegment::open(store, newest, Some(volume))?.summary().last_checksum;
+    // W segments before it are needed as well, unless there never were any.
+    let needs = if oldest.segment.0 == 1 { 0 } else { u64::from(volume.geometry.working_set) };
+    let first = names.iter().find(|name| name.segment == oldest.segment.plus(needs));
+    let from_ns = match first.map(|name| ArchivedSegment::open(store, name, Some(volume))) {
+        Some(Ok(segment)) => segment.summary().batches.first().map_or(i64::MAX, BatchRecord::time_ns),
+        _ => i64::MAX,
+    };
+    Ok(Some(ArchiveEnds { name: *newest, checksum, from_ns }))
 }
