@@ -298,6 +298,30 @@ fn status_and_points_agree_on_what_can_be_restored() {
     }
 }
 
+/// A store that is away, unmounted for one, does not mean that a point is gone.
+#[test]
+fn a_store_that_is_away_hides_points_and_loses_none() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 15) else { return };
+    rig.steps(10);
+    let old = rig.synch("old");
+    rig.run_to_segment(rig.segment() + u64::from(WORKING_SET) + 12);
+    rig.settle();
+    rig.close();
+    let aside = rig.path("aside");
+    std::fs::rename(rig.path("archive"), &aside).unwrap();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    for at in ["old", &format!("p{}", old.point), &old.position.to_string(), "1999-01-01T00:00:00Z"] {
+        let error = source.resolve(at).unwrap_err();
+        assert!(matches!(error, HistoryError::Unreachable { .. }) && !error.is_no_point(), "{at}: {error}");
+    }
+    let alone = Source::open_primary_alone(&rig.primary()).unwrap();
+    dump(&alone, None, &mut |_| Ok(())).unwrap();
+    std::fs::rename(&aside, rig.path("archive")).unwrap();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let model = rig.points[0].1.clone();
+    comes_back(&source, "old", &rig.path("out"), &model);
+}
+
 #[test]
 fn labels_that_could_not_be_asked_for_are_refused() {
     for label in ["42", "p7", "latest"] {

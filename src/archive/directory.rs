@@ -38,6 +38,8 @@ pub struct DirectoryStore {
     /// The volume's own device, 0 while it is not known.
     forbidden: AtomicU64,
     foreign_reported: AtomicBool,
+    /// Whether leftovers have been removed; who only reads leaves them alone.
+    swept: AtomicBool,
 }
 
 impl DirectoryStore {
@@ -80,10 +82,8 @@ impl DirectoryStore {
         if let Some(volume) = volume {
             location.check(&identity, volume)?;
         }
-        let (forbidden, foreign_reported) = (AtomicU64::new(0), AtomicBool::new(false));
-        let store = Self { location, identity, forbidden, foreign_reported };
-        store.remove_leftovers()?;
-        Ok(store)
+        let (foreign_reported, swept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { location, identity, forbidden: AtomicU64::new(0), foreign_reported, swept })
     }
 
     /// The volume that the store belongs to: identity, key and geometry as they were when the store was created.
@@ -159,7 +159,6 @@ impl DirectoryStore {
                 Ok(false) => {}
                 // Its writer was faster.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // A store that may only be read is good enough to restore from.
                 Err(error) => log::warn!("{}: cannot remove the unfinished {name}: {error}", self.spec()),
             }
         }
@@ -191,6 +190,9 @@ impl Store for DirectoryStore {
     fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         let root = self.enter()?;
         self.on_own_device(&root)?;
+        if !self.swept.swap(true, Ordering::Relaxed) {
+            self.remove_leftovers()?;
+        }
         let failed = |error| self.location.io(&format!("cannot write object {name}"), error);
         let directory = root.inner_or_new(&name.history.to_string()).map_err(failed)?;
         let file_name = file_name(name);

@@ -222,6 +222,10 @@ impl Source {
     /// # Errors
     /// When there is none, or a label is not unique; see [`HistoryError::is_no_point`].
     pub fn resolve(&self, text: &str) -> Result<Moment, HistoryError> {
+        self.find(text).map_err(|error| self.judged(error))
+    }
+
+    fn find(&self, text: &str) -> Result<Moment, HistoryError> {
         if let Some(point) = text.strip_prefix('p').and_then(number) {
             let moment = self.at_position(Position(point), text)?;
             return match moment.mark {

@@ -54,6 +54,15 @@ impl Source {
         Ok(Self { volume, primary: Some(view), store, objects: RefCell::new(objects) })
     }
 
+    /// What is on the primary at `path` itself, whatever its archive has.
+    ///
+    /// # Errors
+    /// When there is no volume, or the primary cannot be read.
+    pub fn open_primary_alone(path: &Path) -> Result<Self, HistoryError> {
+        let view = View::open(path)?;
+        Ok(Self { volume: view.volume.clone(), primary: Some(view), store: None, objects: RefCell::default() })
+    }
+
     /// The past in the archive `spec` alone: the primary is gone.
     ///
     /// # Errors
@@ -138,8 +147,16 @@ impl Source {
             (Some(_), Some(_)) => " and is not in the archive",
             (Some(_), None) => " and from the archive",
             (None, _) if self.volume.backing == "none" => ", and the volume keeps no archive",
-            (None, _) => ", and the archive cannot be reached",
+            (None, _) => "",
         }
+    }
+
+    /// What is not found may be in an archive that cannot be reached: then nobody knows that it is gone.
+    pub(super) fn judged(&self, error: HistoryError) -> HistoryError {
+        if self.store.is_none() && self.volume.backing != "none" && error.is_no_point() {
+            return HistoryError::Unreachable { what: error.to_string(), store: self.volume.backing.clone() };
+        }
+        error
     }
 
     /// The summary of `segment`, from its slot or else from its object; with `successor` that of the right candidate.
