@@ -413,6 +413,12 @@ fn check_finds_what_is_damaged_and_nothing_else() {
     rig.attach();
     rig.close();
     let before = std::fs::read(rig.primary()).unwrap();
+    let writable = std::fs::metadata(rig.primary()).unwrap().permissions();
+    let mut protected = writable.clone();
+    protected.set_readonly(true);
+    std::fs::set_permissions(rig.primary(), protected).unwrap();
+    assert!(check_path(&rig.primary()).unwrap().ok, "it writes nothing, so it may not ask to");
+    std::fs::set_permissions(rig.primary(), writable).unwrap();
     let report = check_path(&rig.primary()).unwrap();
     assert!(report.ok && report.clean_close, "{:?}", report.findings);
     assert_eq!(report.findings, []);

@@ -8,11 +8,10 @@
 //! 5. The chain through the working set: nothing missing, every link right, copies equal to what they copy.
 //! 6. Live blocks only in the working set: no older segment on the primary still has the newest version of a block.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -109,7 +108,7 @@ impl CheckReport {
 /// # Errors
 /// When it is in use, is no volume, or cannot be read at all.
 pub fn check_path(path: &Path) -> Result<CheckReport, HistoryError> {
-    let bench = Bench::new(Primary::own(path, Duration::ZERO)?)?;
+    let bench = Bench::new(Primary::hold(path)?)?;
     let device = bench.device.clone();
     let report = bench.wait(async move { check(&device).await })??;
     report.map_err(|source| HistoryError::Superblock { path: path.display().to_string(), source })
@@ -398,7 +397,8 @@ fn check_working_set(volume: &Superblock, tail: &Tail, summaries: &[Arc<Summary>
 
 /// No entry older than the working set may be the newest of its block.
 fn check_older(index: &PointIndex, older: &[&Arc<Summary>], report: &mut CheckReport) {
-    let mut settled: HashSet<u64> = HashSet::new();
+    // One bit a block.
+    let mut settled = vec![0u64; index.blocks().div_ceil(64) as usize];
     for summary in older {
         let entries: Vec<(EntryKind, &Entry)> =
             summary.entries.iter().filter_map(|entry| entry.kind().ok().map(|kind| (kind, entry))).collect();
@@ -410,9 +410,11 @@ fn check_older(index: &PointIndex, older: &[&Arc<Summary>], report: &mut CheckRe
                 _ => continue,
             };
             for number in first..first.saturating_add(count).min(index.blocks()) {
-                if index.is_known(Block(number)) || !settled.insert(number) {
+                let (word, bit) = (&mut settled[number as usize / 64], 1 << (number % 64));
+                if index.is_known(Block(number)) || *word & bit != 0 {
                     continue;
                 }
+                *word |= bit;
                 if matches!(kind, EntryKind::Write | EntryKind::Copy | EntryKind::Lost) {
                     let what = format!("block {number} lives here, outside the working set of the tail");
                     report.damage(summary.segment, None, what);
