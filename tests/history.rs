@@ -8,9 +8,11 @@ mod rig;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
-use salvol::archive::ObjectName;
+use salvol::archive::{ObjectName, Store, StoreError};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, FIRST_SLOT_BLOCK, Position, SegmentNumber};
 use salvol::history::{
     CheckReport, Consistency, DumpSection, HistoryError, Progress, RestoreReport, Severity, Source, TargetError,
@@ -262,6 +264,52 @@ fn without_an_archive_only_the_working_set_comes_back() {
     let old = format!("p{}", rig.points[0].0.point);
     let error = resolve_error(&source, &old);
     assert!(error.contains("keeps no archive"), "{error}");
+}
+
+/// A store that counts the objects that are opened.
+struct Counting(Arc<dyn Store>, AtomicUsize);
+
+impl Store for Counting {
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+        self.0.put(name, bytes)
+    }
+    fn get(&self, name: &ObjectName, range: std::ops::Range<u64>) -> Result<Vec<u8>, StoreError> {
+        self.0.get(name, range)
+    }
+    fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.length(name)
+    }
+    fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
+        self.0.list()
+    }
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.0.delete(name)
+    }
+    fn spec(&self) -> String {
+        self.0.spec()
+    }
+}
+
+/// The newest point is found without reading the whole archive.
+#[test]
+fn latest_reads_only_the_newest_segments() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 16) else { return };
+    while rig.segment() < 80 {
+        rig.steps(20);
+        rig.synch("");
+    }
+    rig.run_to_segment(rig.segment() + 1);
+    rig.settle();
+    rig.close();
+    let store = Arc::new(Counting(rig.store(), AtomicUsize::new(0)));
+    let source = Source::open_store(rig.volume.clone(), Some(Arc::clone(&store) as Arc<dyn Store>)).unwrap();
+    assert_eq!(source.points().unwrap().points.len(), rig.points.len());
+    assert!(store.1.swap(0, Ordering::Relaxed) >= 80);
+    assert_eq!(source.resolve("latest").unwrap().position, rig.points.last().unwrap().0.position);
+    // A round of reading ahead, and a search by position.
+    let opened = store.1.load(Ordering::Relaxed);
+    assert!(opened <= 32 + 2 * 8, "{opened} objects were opened");
 }
 
 /// What status says of the window is what `points` says; without an archive it promises no more than is there for sure,

@@ -6,9 +6,13 @@
 use serde::Serialize;
 
 use super::scan::oldest_needed;
+use super::source::Summaries;
 use super::text::{parse_time, rfc3339};
 use super::{HistoryError, Source};
 use crate::format::{BatchRecord, Checksum, Position, SegmentNumber, Summary, SynchMark};
+
+/// Segments whose summaries are read together.
+const READ_AHEAD: usize = 32;
 
 /// What the newest point is called.
 const LATEST: &str = "latest";
@@ -155,7 +159,12 @@ impl Source {
     /// # Errors
     /// When the store cannot be listed. A damaged segment is a warning, and its points are left out.
     pub fn points(&self) -> Result<Points, HistoryError> {
-        let stops = self.stops()?;
+        self.points_until(|_| false)
+    }
+
+    /// The same from the newest back, up to where `enough` holds of the unbroken chain that has been read, newest first.
+    fn points_until(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Points, HistoryError> {
+        let stops = self.stops(enough)?;
         let restorable: Vec<&Stop> = stops.iter().filter(|stop| stop.is_restorable()).collect();
         let points = restorable.iter().flat_map(|stop| {
             // The chain is unbroken, so the window is a slice.
@@ -173,15 +182,23 @@ impl Source {
         })
     }
 
-    /// Every segment there is, oldest first, with its part of the chain.
-    fn stops(&self) -> Result<Vec<Stop>, HistoryError> {
+    /// Every segment there is, oldest first, with its part of the chain; no older ones once `enough` holds.
+    fn stops(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Vec<Stop>, HistoryError> {
         let mut stops: Vec<Stop> = Vec::new();
         let mut next: Option<(SegmentNumber, Checksum, Position)> = None;
-        for segment in self.numbers().into_iter().rev() {
+        let (mut chain, mut read) = (0, Summaries::new());
+        let numbers: Vec<SegmentNumber> = self.numbers().into_iter().rev().collect();
+        for (rank, segment) in numbers.iter().copied().enumerate() {
+            if enough(&stops[chain..]) {
+                break;
+            }
+            if rank % READ_AHEAD == 0 {
+                read = self.summaries_of(&numbers[rank..numbers.len().min(rank + READ_AHEAD)]);
+            }
             let successor = next.filter(|(above, ..)| *above == segment.plus(1)).map(|(_, checksum, _)| checksum);
-            let found = match self.locate(segment, successor) {
+            let found = match self.locate_among(segment, successor, &read) {
                 // Of another past: the chain is broken here, and begins anew.
-                Err(HistoryError::Chain { .. }) => self.locate(segment, None),
+                Err(HistoryError::Chain { .. }) => self.locate_among(segment, None, &read),
                 other => other,
             };
             let found = match found {
@@ -198,6 +215,7 @@ impl Source {
                 && next.is_some_and(|(_, _, first)| first == summary.last_position().next());
             if !continues {
                 close_chain(&mut stops);
+                chain = stops.len();
             }
             next = Some((segment, summary.predecessor, summary.first_position));
             stops.push(Stop {
@@ -239,7 +257,12 @@ impl Source {
             return self.at_position(Position(position), text);
         }
         if text == LATEST {
-            let points = self.points()?.points;
+            // The newest point is known once all that it needs has been read.
+            let enough = |chain: &[Stop]| {
+                let marked = chain.iter().find(|stop| !stop.marks.is_empty());
+                marked.is_some_and(|stop| chain.last().is_some_and(|oldest| oldest.segment <= stop.oldest_needed))
+            };
+            let points = self.points_until(enough)?.points;
             let Some(point) = points.last() else {
                 return no_point("latest: there is no synch point that can be restored".to_owned());
             };

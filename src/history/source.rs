@@ -5,7 +5,7 @@
 //! the volume's own history.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +15,12 @@ use super::{HistoryError, Segments};
 use crate::archive::{ArchivedSegment, ObjectName, Spec, Store, open_store, store_identity};
 use crate::format::{Checksum, FormatError, Position, SegmentNumber, Slot, Summary, Superblock};
 use crate::log::scan::ScanError;
+
+/// Threads that read summaries from a store.
+const READERS: usize = 8;
+
+/// Summaries of objects, as far as they could be read.
+pub(super) type Summaries = HashMap<ObjectName, Arc<Summary>>;
 
 /// A volume's past, open for reading.
 pub struct Source {
@@ -126,19 +132,29 @@ impl Source {
             segment: name.segment,
             archive: self.archive_word(),
         })?;
-        let segment = ArchivedSegment::open(store, name, Some(&self.volume))
-            .map_err(|source| HistoryError::DamagedObject { segment: name.segment, source })?;
-        let (here, there) = (self.volume.geometry, segment.volume().geometry);
-        if there.segment_blocks != here.segment_blocks {
-            let source = FormatError::Field {
-                what: "archive object header",
-                field: "segment blocks",
-                value: u64::from(there.segment_blocks),
-            };
-            let source = crate::archive::ArchiveError::Object { name: *name, source: source.into() };
-            return Err(HistoryError::DamagedObject { segment: name.segment, source });
-        }
-        Ok(segment)
+        open_in(store, &self.volume, name)
+    }
+
+    /// The summaries of the objects of `segments` that are in no slot, read a few at a time: a store may take its time for
+    /// each.
+    pub(super) fn summaries_of(&self, segments: &[SegmentNumber]) -> Summaries {
+        let Some(store) = &self.store else { return Summaries::new() };
+        let here = |segment: &&SegmentNumber| {
+            self.primary.as_ref().is_some_and(|view| view.slots.found.contains_key(*segment))
+        };
+        let names: Vec<ObjectName> =
+            segments.iter().filter(|segment| !here(segment)).flat_map(|segment| self.objects_of(*segment)).collect();
+        let volume = &self.volume;
+        // What cannot be read now is tried again by whoever wants it, who then says why.
+        let read = |names: &[ObjectName]| -> Vec<(ObjectName, Arc<Summary>)> {
+            let summary = |name| open_in(store, volume, name).map(|object| Arc::new(object.summary().clone()));
+            names.iter().filter_map(|name| Some((*name, summary(name).ok()?))).collect()
+        };
+        std::thread::scope(|scope| {
+            let share = names.len().div_ceil(READERS).max(1);
+            let readers: Vec<_> = names.chunks(share).map(|names| scope.spawn(move || read(names))).collect();
+            readers.into_iter().filter_map(|reader| reader.join().ok()).flatten().collect()
+        })
     }
 
     /// What to say of the archive when a segment is in neither place.
@@ -165,6 +181,16 @@ impl Source {
         segment: SegmentNumber,
         successor: Option<Checksum>,
     ) -> Result<Option<Located>, HistoryError> {
+        self.locate_among(segment, successor, &Summaries::new())
+    }
+
+    /// The same; `read` has summaries of objects that have been read already.
+    pub(super) fn locate_among(
+        &self,
+        segment: SegmentNumber,
+        successor: Option<Checksum>,
+        read: &Summaries,
+    ) -> Result<Option<Located>, HistoryError> {
         let mut trouble = None;
         let fits = |summary: &Summary| successor.is_none_or(|checksum| checksum == summary.last_checksum);
         if let Some(view) = &self.primary {
@@ -178,9 +204,13 @@ impl Source {
             }
         }
         for name in self.objects_of(segment) {
-            match self.open_object(&name) {
-                Ok(object) if sound(object.summary(), segment) && fits(object.summary()) => {
-                    return Ok(Some(Located { summary: Arc::new(object.summary().clone()), slot: None }));
+            let summary = match read.get(&name) {
+                Some(summary) => Ok(Arc::clone(summary)),
+                None => self.open_object(&name).map(|object| Arc::new(object.summary().clone())),
+            };
+            match summary {
+                Ok(summary) if sound(&summary, segment) && fits(&summary) => {
+                    return Ok(Some(Located { summary, slot: None }));
                 }
                 Ok(_) => trouble = Some(HistoryError::Chain { segment }),
                 Err(error) => trouble = Some(error),
@@ -196,6 +226,22 @@ impl Source {
             _ => Some(HistoryError::DamagedSlot { segment, source }),
         }
     }
+}
+
+fn open_in(store: &Arc<dyn Store>, volume: &Superblock, name: &ObjectName) -> Result<ArchivedSegment, HistoryError> {
+    let segment = ArchivedSegment::open(store, name, Some(volume))
+        .map_err(|source| HistoryError::DamagedObject { segment: name.segment, source })?;
+    let (here, there) = (volume.geometry, segment.volume().geometry);
+    if there.segment_blocks != here.segment_blocks {
+        let source = FormatError::Field {
+            what: "archive object header",
+            field: "segment blocks",
+            value: u64::from(there.segment_blocks),
+        };
+        let source = crate::archive::ArchiveError::Object { name: *name, source: source.into() };
+        return Err(HistoryError::DamagedObject { segment: name.segment, source });
+    }
+    Ok(segment)
 }
 
 fn list(store: &Arc<dyn Store>, volume: &Superblock) -> Result<BTreeMap<SegmentNumber, Vec<ObjectName>>, HistoryError> {
