@@ -173,6 +173,7 @@ impl Creation {
             },
             compression: arguments.compression,
             clean_close: None,
+            accepted_loss: None,
             name: self.name.clone(),
             backing: arguments.backing.clone(),
         };

@@ -115,6 +115,20 @@ pub struct CleanClose {
     pub checksum: Checksum,
 }
 
+/// A loss that was accepted: the log went on without what the archive has from this segment on, of epochs up to this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcceptedLoss {
+    pub segment: SegmentNumber,
+    pub epoch: u64,
+}
+
+impl AcceptedLoss {
+    /// Whether an archived segment, whose last batch is of `epoch`, was given up.
+    pub fn covers(&self, segment: SegmentNumber, epoch: u64) -> bool {
+        segment >= self.segment && epoch <= self.epoch
+    }
+}
+
 /// A volume's superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
@@ -133,6 +147,7 @@ pub struct Superblock {
     pub archive_at: ArchiveAt,
     pub compression: Compression,
     pub clean_close: Option<CleanClose>,
+    pub accepted_loss: Option<AcceptedLoss>,
     pub name: String,
     /// The store's SPEC as given at create, its path made absolute: `dir:/backup/db`, `none`.
     pub backing: String,
@@ -172,7 +187,9 @@ struct Disk {
     fork_position: U64,
     name_bytes: U16,
     backing_bytes: U16,
-    reserved: [u8; 28],
+    loss_segment: U64,
+    loss_epoch: U64,
+    reserved: [u8; 12],
     name: [u8; NAME_BYTES_MAX],
     backing: [u8; SPEC_BYTES_MAX],
     padding: [u8; PADDING],
@@ -208,6 +225,7 @@ impl Superblock {
             archive_at: ArchiveAt::Seal,
             compression: Compression::Auto,
             clean_close: None,
+            accepted_loss: None,
             name: "example".to_owned(),
             backing: "dir:/backup/example".to_owned(),
         }
@@ -261,7 +279,9 @@ impl Superblock {
             fork_position: U64::new(self.fork_position.0),
             name_bytes: U16::new(self.name.len() as u16),
             backing_bytes: U16::new(self.backing.len() as u16),
-            reserved: [0; 28],
+            loss_segment: U64::new(self.accepted_loss.map_or(0, |loss| loss.segment.0)),
+            loss_epoch: U64::new(self.accepted_loss.map_or(0, |loss| loss.epoch)),
+            reserved: [0; 12],
             name: [0; NAME_BYTES_MAX],
             backing: [0; SPEC_BYTES_MAX],
             padding: [0; PADDING],
@@ -319,6 +339,8 @@ impl Superblock {
             ("epoch", disk.epoch),
             ("close segment", disk.close_segment),
             ("close position", disk.close_position),
+            ("lost segment", disk.loss_segment),
+            ("lost epoch", disk.loss_epoch),
         ];
         if let Some((name, value)) = counts.iter().find(|(_, value)| value.get() > COUNT_MAX) {
             return Err(field(name, value.get()));
@@ -356,6 +378,10 @@ impl Superblock {
                 segment: SegmentNumber(disk.close_segment.get()),
                 position: Position(disk.close_position.get()),
                 checksum: disk.close_checksum,
+            }),
+            accepted_loss: (disk.loss_segment.get() != 0).then(|| AcceptedLoss {
+                segment: SegmentNumber(disk.loss_segment.get()),
+                epoch: disk.loss_epoch.get(),
             }),
             name,
             backing: text("backing", &disk.backing, disk.backing_bytes.get())?,

@@ -45,6 +45,11 @@ impl View {
         Ok(Self { path: path.to_owned(), bench, volume, slots, scratch: RefCell::default() })
     }
 
+    /// The last segment, and the epoch of its last batch.
+    pub(super) fn tail(&self) -> Option<(SegmentNumber, u64)> {
+        self.slots.tail.as_ref().map(|tail| (tail.summary.segment, tail.summary.epoch))
+    }
+
     /// The summary of `segment` in `slot`.
     pub(super) fn summary(&self, slot: Slot, segment: SegmentNumber) -> Result<Arc<Summary>, ScanError> {
         let (device, volume, slots) = (self.bench.device.clone(), self.volume.clone(), Rc::clone(&self.slots));

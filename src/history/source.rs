@@ -47,7 +47,7 @@ impl Source {
         let volume = view.volume.clone();
         let store = Spec::parse(&volume.backing).map_err(HistoryError::from).and_then(|spec| {
             let store = open_store(&spec, Some(&volume))?;
-            store.map(|store| list(&store, &volume).map(|objects| (store, objects))).transpose()
+            store.map(|store| list(&store, &volume, view.tail()).map(|objects| (store, objects))).transpose()
         });
         let (store, objects) = match store {
             Ok(Some((store, objects))) => (Some(store), objects),
@@ -84,7 +84,7 @@ impl Source {
     /// # Errors
     /// When the store cannot be listed.
     pub fn open_store(volume: Superblock, store: Option<Arc<dyn Store>>) -> Result<Self, HistoryError> {
-        let objects = store.as_ref().map_or(Ok(BTreeMap::new()), |store| list(store, &volume))?;
+        let objects = store.as_ref().map_or(Ok(BTreeMap::new()), |store| list(store, &volume, None))?;
         Ok(Self { volume, primary: None, store, objects: RefCell::new(objects) })
     }
 
@@ -120,7 +120,8 @@ impl Source {
     /// Lists the objects again: a running volume archives segments meanwhile.
     pub(super) fn refresh(&self) -> Result<(), HistoryError> {
         if let Some(store) = &self.store {
-            *self.objects.borrow_mut() = list(store, &self.volume)?;
+            let tail = self.primary.as_ref().and_then(View::tail);
+            *self.objects.borrow_mut() = list(store, &self.volume, tail)?;
         }
         Ok(())
     }
@@ -244,13 +245,27 @@ fn open_in(store: &Arc<dyn Store>, volume: &Superblock, name: &ObjectName) -> Re
     Ok(segment)
 }
 
-fn list(store: &Arc<dyn Store>, volume: &Superblock) -> Result<BTreeMap<SegmentNumber, Vec<ObjectName>>, HistoryError> {
+/// The objects of the volume's history, without those of a past that was given up: an older epoch behind a newer one, which
+/// may be that of the primary's last segment, `tail`.
+fn list(
+    store: &Arc<dyn Store>,
+    volume: &Superblock,
+    tail: Option<(SegmentNumber, u64)>,
+) -> Result<BTreeMap<SegmentNumber, Vec<ObjectName>>, HistoryError> {
+    let list = store.list()?.into_iter().map(|(name, _)| name);
     let mut objects: BTreeMap<SegmentNumber, Vec<ObjectName>> = BTreeMap::new();
-    for (name, _) in store.list()?.into_iter().rev() {
-        if name.history == volume.history && name.part == 0 {
-            objects.entry(name.segment).or_default().push(name);
-        }
+    for name in list.filter(|name| name.history == volume.history && name.part == 0) {
+        objects.entry(name.segment).or_default().insert(0, name);
     }
+    // Epochs only grow along the log.
+    let mut before = 0;
+    for (segment, names) in &mut objects {
+        let (_, epoch) = tail.filter(|(last, _)| last <= segment).unwrap_or_default();
+        before = epoch.max(before);
+        names.retain(|name| name.epoch >= before);
+        before = names.first().map_or(before, |name| name.epoch.max(before));
+    }
+    objects.retain(|_, names| !names.is_empty());
     Ok(objects)
 }
 

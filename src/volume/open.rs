@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use super::{Shared, Volume};
 use crate::archive::{ArchiveError, ArchivedSegment, ObjectName, Store};
-use crate::format::{BLOCK_BYTES, BatchRecord, Checksum, FormatError, Position, SegmentNumber, Superblock};
+use crate::format::{
+    AcceptedLoss, BLOCK_BYTES, BatchRecord, Checksum, FormatError, Position, SegmentNumber, Superblock,
+};
 use crate::io::{Buffer, Device, Platform};
 use crate::log::Log;
-use crate::log::replay::ReplayError;
+use crate::log::replay::{ReplayError, find_tail};
 use crate::log::scan;
 
 /// How a volume is opened.
@@ -30,11 +32,14 @@ pub enum OpenError {
     Short { need: u64, have: u64 },
     #[error(
         "the archive is ahead of the primary: it holds segment {archived}, the primary's log ends in segment {tail}; the primary \
-         lost durable data or was rolled back. Restore from the archive"
+         lost durable data or was rolled back. Restore from the archive, or go on without what it is ahead with --accept-loss {last}"
     )]
-    ArchiveAhead { archived: SegmentNumber, tail: SegmentNumber },
-    #[error("segment {segment} in the archive is not the one on the primary: one of them belongs to another past")]
-    ArchiveDiffers { segment: SegmentNumber },
+    ArchiveAhead { archived: SegmentNumber, tail: SegmentNumber, last: Position },
+    #[error(
+        "segment {segment} in the archive is not the one on the primary: the primary lost durable data, or one of them belongs to \
+         another past. Restore from the archive, or go on without what differs with --accept-loss {last}"
+    )]
+    ArchiveDiffers { segment: SegmentNumber, last: Position },
     #[error(transparent)]
     Replay(#[from] ReplayError),
     #[error("the primary: {0}")]
@@ -65,7 +70,7 @@ impl<P: Platform> Volume<P> {
         store: Option<Arc<dyn Store>>,
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
-        let (superblock, stale) = scan::superblock(&device).await?.map_err(OpenError::NoSuperblock)?;
+        let (mut superblock, stale) = scan::superblock(&device).await?.map_err(OpenError::NoSuperblock)?;
         let need = superblock.geometry.primary_blocks * BLOCK_BYTES as u64;
         if device.bytes() < need {
             return Err(OpenError::Short { need, have: device.bytes() });
@@ -73,6 +78,12 @@ impl<P: Platform> Volume<P> {
         if stale && !options.read_only {
             log::warn!("{}: one of the two superblocks was damaged or old; it is written again", superblock.name);
             write_superblock(&device, &superblock).await?;
+        }
+        if let (Some(position), Some(store)) = (options.accept_loss, &store) {
+            accept_loss(&platform, &device, &mut superblock, Arc::clone(store), position).await?;
+            if !options.read_only {
+                write_superblock(&device, &superblock).await?;
+            }
         }
         let archived_from_ns = match &store {
             Some(store) => compare_with_archive(&platform, &device, &superblock, Arc::clone(store)).await?,
@@ -108,6 +119,30 @@ pub(super) async fn write_superblock<D: Device>(device: &D, superblock: &Superbl
     Ok(())
 }
 
+/// Records in the superblock that the log ends at `position`, if it does, and that what the archive has behind it is given
+/// up: neither this opening nor a later one holds it against the primary. The epochs that follow are above all of that.
+async fn accept_loss<P: Platform>(
+    platform: &P,
+    device: &P::Device,
+    superblock: &mut Superblock,
+    store: Arc<dyn Store>,
+    position: Position,
+) -> Result<(), OpenError> {
+    let tail = find_tail(device, superblock, Some(position)).await?;
+    let Some(tail) = tail.filter(|tail| tail.position() == position) else { return Ok(()) };
+    let history = superblock.history;
+    let list = platform.offload(move || store.list().map_err(|error| error.to_string())).await;
+    let names = list.inspect_err(|error| log::warn!("{}: {error}", superblock.name)).unwrap_or_default();
+    let archived = names.iter().filter(|(name, _)| name.history == history).map(|(name, _)| name.epoch);
+    let seen = tail.found.iter().map(|found| found.header.epoch).chain(archived).max().unwrap_or(0);
+    superblock.epoch = superblock.epoch.max(seen).max(tail.walk.summary.epoch);
+    superblock.generation += 1;
+    let segment = tail.last.header.segment.plus(u64::from(tail.sealed));
+    let before = superblock.accepted_loss.map_or(segment, |loss| loss.segment);
+    superblock.accepted_loss = Some(AcceptedLoss { segment: segment.min(before), epoch: superblock.epoch });
+    Ok(())
+}
+
 /// Rule 10: the newest archived segment is on the primary, or older than what is there. A store that cannot be reached
 /// delays archiving, not opening. Gives the time from which the archive can restore, the end of time when it is empty;
 /// none when it cannot be asked.
@@ -130,7 +165,8 @@ async fn compare_with_archive<P: Platform>(
     let found = scan::headers(device, volume).await?;
     let newest = found.last().map_or(SegmentNumber(0), |found| found.header.segment);
     if name.segment > newest {
-        return Err(OpenError::ArchiveAhead { archived: name.segment, tail: newest });
+        let last = last_position(device, volume).await?;
+        return Err(OpenError::ArchiveAhead { archived: name.segment, tail: newest, last });
     }
     let here = found.iter().filter(|found| found.header.segment == name.segment);
     for found in here {
@@ -140,9 +176,15 @@ async fn compare_with_archive<P: Platform>(
         }
     }
     if found.iter().any(|found| found.header.segment == name.segment) {
-        return Err(OpenError::ArchiveDiffers { segment: name.segment });
+        let last = last_position(device, volume).await?;
+        return Err(OpenError::ArchiveDiffers { segment: name.segment, last });
     }
     Ok(Some(from_ns))
+}
+
+/// The last position on the primary. Damage there is the better reason to refuse it, and names the position itself.
+async fn last_position<D: Device>(device: &D, volume: &Superblock) -> Result<Position, ReplayError> {
+    Ok(find_tail(device, volume, None).await?.map_or(Position(0), |tail| tail.position()))
 }
 
 /// What opening wants to know of an archive.
@@ -155,8 +197,9 @@ struct ArchiveEnds {
 }
 
 fn ends_of_archive(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Option<ArchiveEnds>, ArchiveError> {
+    let given_up = |name: &ObjectName| volume.accepted_loss.is_some_and(|loss| loss.covers(name.segment, name.epoch));
     let list = store.list()?.into_iter().map(|(name, _)| name);
-    let names: Vec<ObjectName> = list.filter(|name| name.history == volume.history).collect();
+    let names: Vec<ObjectName> = list.filter(|name| name.history == volume.history && !given_up(name)).collect();
     let (Some(oldest), Some(newest)) = (names.first(), names.last()) else { return Ok(None) };
     let checksum = ArchivedSegment::open(store, newest, Some(volume))?.summary().last_checksum;
     // W segments before it are needed as well, unless there never were any.

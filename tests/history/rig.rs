@@ -79,6 +79,7 @@ impl Rig {
             archive_at,
             compression: Compression::Auto,
             clean_close: None,
+            accepted_loss: None,
             name: "test".to_owned(),
             backing: spec.to_string(),
         };
