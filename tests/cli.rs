@@ -19,16 +19,15 @@ impl Scratch {
         self.0.path().join(name)
     }
 
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_salvol"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        command.env("SALVOL_RUN_DIR", self.path("run")).env_remove("SALVOL_LOG");
+        command
+    }
+
     fn salvol(&self, arguments: &[&str]) -> Ran {
-        let output = Command::new(env!("CARGO_BIN_EXE_salvol"))
-            .args(arguments)
-            .current_dir(self.0.path())
-            .env("SALVOL_RUN_DIR", self.path("run"))
-            .env_remove("SALVOL_LOG")
-            .stdin(Stdio::null())
-            .output()
-            .expect("salvol runs");
-        Ran::new(arguments, &output)
+        Ran::new(arguments, &self.command(arguments).output().expect("salvol runs"))
     }
 
     /// A volume on `file`, 32 MiB.
@@ -208,6 +207,17 @@ fn a_primary_that_somebody_holds_is_busy() {
 }
 
 #[test]
+fn what_is_no_volume_is_not_destroyed() {
+    let scratch = Scratch::new();
+    let path = scratch.path("precious");
+    fs::write(&path, vec![7; 16 << 20]).expect("written");
+    scratch.salvol(&["destroy", "./precious", "--force"]).fails(1, &["precious: not a salvol volume"]);
+    assert!(fs::read(&path).expect("read").iter().all(|byte| *byte == 7));
+    scratch.file("empty", 0);
+    scratch.salvol(&["destroy", "./empty", "--force"]).fails(1, &["not a salvol volume"]);
+}
+
+#[test]
 fn damaged_superblocks() {
     let scratch = Scratch::new();
     scratch.create("a");
@@ -219,6 +229,9 @@ fn damaged_superblocks() {
     scratch.salvol(&["status", "./a"]).fails(3, &["a: both superblocks are damaged", "checksum", "rebuild"]);
     scratch.salvol(&["attach", "./a"]).fails(3, &["both superblocks are damaged"]);
     scratch.salvol(&["create", "./a", "--backing", "none"]).fails(1, &["holds a salvol volume", "--force"]);
+    scratch.salvol(&["destroy", "./a"]).fails(3, &["both superblocks are damaged"]);
+    scratch.salvol(&["destroy", "./a", "--force"]).ok();
+    scratch.salvol(&["status", "./a"]).fails(1, &["not a salvol volume"]);
 }
 
 #[test]
@@ -261,6 +274,40 @@ fn backing_stores_that_cannot_be() {
 }
 
 #[test]
+fn a_create_that_was_interrupted_claims_no_store() {
+    let scratch = Scratch::new();
+    // Large enough to be written through for a while.
+    let mut slow = scratch.command(&["create", "slow", "--size", "2G", "--backing", "dir:store"]);
+    let mut child = slow.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("spawned");
+    while fs::metadata(scratch.path("slow")).map_or(0, |file| file.len()) == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("waited for");
+    assert!(
+        !scratch.path("store/salvol-store").exists(),
+        "it had ended before it was killed, or claims the store early"
+    );
+    scratch.salvol(&["create", "a", "--size", "32M", "--backing", "dir:store"]).ok();
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_overwritten() {
+    let scratch = Scratch::new();
+    scratch.file("e", 32 * MIB);
+    let blkid = scratch.path("blkid");
+    fs::write(&blkid, "#!/bin/sh\nexit 77\n").expect("written");
+    fs::set_permissions(&blkid, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("made to run");
+    let create = |more: &[&str]| {
+        let arguments = [&["create", "e", "--backing", "none"], more].concat();
+        let output = scratch.command(&arguments).env("PATH", scratch.0.path()).output().expect("salvol runs");
+        Ran::new(&arguments, &output)
+    };
+    create(&[]).fails(1, &["e: holds who knows what", "--force"]);
+    create(&["--force"]).ok();
+}
+
+#[test]
 fn attach_without_a_driver_says_how_to_get_one() {
     if Path::new("/dev/ublk-control").exists() {
         return eprintln!("SKIP: this machine has a driver");
@@ -280,6 +327,15 @@ fn nothing_is_attached_here() {
     }
     scratch.salvol(&["detach"]).fails(2, &["required"]);
     scratch.salvol(&["detach", "--all"]).ok();
+}
+
+#[test]
+fn a_label_that_is_an_id_is_refused() {
+    let scratch = Scratch::new();
+    for (label, means) in [("p7", "a point's id"), ("42", "a log position"), ("latest", "the newest point")] {
+        scratch.salvol(&["synch", "db", "--label", label, "--before", "touch ran"]).fails(2, &[label, means]);
+    }
+    assert!(!scratch.path("ran").exists());
 }
 
 #[test]

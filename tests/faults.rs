@@ -12,6 +12,7 @@ use std::time::Duration;
 use common::*;
 use salvol::archive::{ObjectName, Store, StoreError};
 use salvol::format::*;
+use salvol::history::{Source, index_at};
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{OwnRing, Platform, Primary, UringDevice, UringPlatform};
 use salvol::log::replay::ReplayError;
@@ -220,6 +221,93 @@ fn rot_in_the_durable_tail_is_refused() {
     refuse(Some(last)).unwrap();
     // What was given up stays given up.
     refuse(None).unwrap();
+}
+
+/// The same in a segment that is in the archive already: what is accepted is given up there too, and stays so.
+#[test]
+fn a_loss_that_the_archive_does_not_share_is_accepted_for_good() {
+    for recorded in [true, false] {
+        accept_what_the_archive_has(recorded);
+    }
+}
+
+/// With `recorded` a later header says that the damaged batch was durable, otherwise only the archive does.
+fn accept_what_the_archive_has(recorded: bool) {
+    let disk = SHAPE.disk();
+    let store = store_of(&SHAPE);
+    let mix = Mix { reads: 0, ..Mix::default() };
+    let archived = |platform: &SimulatedPlatform, volume: &SimVolume| {
+        let waiting = volume.clone();
+        assert_eq!(platform.run(|| waiting.status().archive.queue == 0), Ended::Done);
+    };
+    let platform = SimulatedPlatform::new(81, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    // Nothing may have been recycled: what the accepted position needs must be there.
+    while volume.log().current_segment() < SegmentNumber(6) {
+        hammer(&platform, &volume, &Rc::new(Model::default()), 81, 2, 10, mix);
+    }
+    archived(&platform, &volume);
+    if recorded {
+        // An idle volume records its last flush.
+        let (sleeper, flusher) = (platform.clone(), volume.clone());
+        let done = platform.block_on(async move {
+            flusher.synch("before".to_owned(), String::new()).await.unwrap();
+            sleeper.sleep(Duration::from_secs(10)).await;
+        });
+        done.unwrap();
+    }
+    let broken = SegmentNumber(volume.log().current_segment().0 - 1);
+    let slot = volume.log().look(|_, table| table.slot_of(broken).unwrap());
+    platform.halt();
+    disk.stop_machine();
+    // A batch header in the middle, and the summary that would stand in for it.
+    let start = SHAPE.superblock().geometry.slot_place(slot);
+    let (machine, superblock) = (SimulatedPlatform::new(82, disk.clone()), SHAPE.superblock());
+    let (reader, known) = (machine.device(), superblock.clone());
+    let summary = machine.block_on(async move { scan::summary(&reader, &known, slot, broken).await.unwrap() }).unwrap();
+    machine.halt();
+    let middle = summary.batches.len() / 2;
+    disk.corrupt(start.plus(summary.batches[middle].offset().0).bytes() + 50, 4);
+    disk.corrupt(start.plus(superblock.geometry.segment_blocks).bytes() - 100, 4);
+    let last = Position(summary.first_position.0 + middle as u64 - 1);
+    let attach = |seed, accept_loss| {
+        let platform = SimulatedPlatform::new(seed, disk.clone());
+        let (machine, device, store) = (platform.clone(), platform.device(), as_store(&store));
+        let options = OpenOptions { accept_loss, ..OpenOptions::default() };
+        let opened = platform.block_on(async move { Volume::open(machine, device, store, options).await }).unwrap();
+        (platform, opened)
+    };
+    let end = |platform: SimulatedPlatform| {
+        platform.halt();
+        disk.stop_machine();
+    };
+    let (platform, refused) = attach(83, None);
+    match refused.map(|_| ()) {
+        Err(OpenError::Replay(ReplayError::Rot { last: named, .. })) => assert!(recorded && named == last),
+        Err(OpenError::ArchiveDiffers { last: named, .. }) => assert!(!recorded && named == last),
+        other => panic!("{other:?}"),
+    }
+    end(platform);
+    let (platform, accepted) = attach(84, Some(last));
+    accepted.unwrap();
+    end(platform);
+    let (platform, volume) = attach(85, None);
+    let volume = volume.unwrap();
+    let marker = volume.clone();
+    let point =
+        platform.block_on(async move { marker.synch("after".to_owned(), String::new()).await.unwrap() }).unwrap();
+    while volume.log().current_segment() < broken.plus(4) {
+        hammer(&platform, &volume, &Rc::new(Model::default()), 85, 2, 10, mix);
+        archived(&platform, &volume);
+    }
+    end(platform);
+    let (platform, volume) = attach(86, None);
+    assert_eq!(volume.unwrap().status().archive.error, None);
+    end(platform);
+    let source = Source::open_store(superblock, as_store(&store)).unwrap();
+    let moment = source.resolve(&format!("p{}", point.point)).unwrap();
+    assert_eq!(moment.mark.unwrap().label, "after", "not what was at its position before");
+    index_at(&source, source.volume(), moment.segment, moment.position).unwrap();
 }
 
 trait Closed {

@@ -187,3 +187,47 @@ fn a_flipped_bit_is_found() {
         }
     }
 }
+
+/// Names name files that root makes: one that leads elsewhere, or steers a terminal, is no name, however well it is signed.
+#[test]
+fn a_superblock_with_a_name_that_is_a_path_is_refused() {
+    for name in ["", "..", "../../etc/cron.d/x", "a/b", ".hidden", "-rf", "a\u{1b}[2J", "a\nb", "\u{fc}"] {
+        let block = Superblock { name: name.to_owned(), ..Superblock::example() }.encode();
+        let refused = Superblock::parse(&block);
+        assert!(matches!(refused, Err(FormatError::Field { field: "name", .. })), "{name:?}: {refused:?}");
+    }
+}
+
+/// A key of one's own signs any header. No number in one leads to an overflow, in whatever profile.
+#[test]
+fn numbers_that_no_log_can_reach_are_refused() {
+    let volume = Superblock::example();
+    for huge in [0, u64::MAX - 1, u64::MAX] {
+        let mut block = vec![0; BLOCK_BYTES];
+        for header in [
+            SegmentHeader { segment: SegmentNumber(huge), oldest_needed: SegmentNumber(0), ..segment_header() },
+            SegmentHeader { first_position: Position(huge), ..segment_header() },
+            SegmentHeader { epoch: huge, ..segment_header() },
+        ] {
+            header.encode(&volume, &mut block);
+            assert!(matches!(SegmentHeader::parse(&block, &volume), Err(FormatError::Field { .. })), "{header:?}");
+        }
+        for header in [
+            BatchHeader { segment: SegmentNumber(huge), ..batch_header() },
+            BatchHeader { position: Position(huge), ..batch_header() },
+            BatchHeader { epoch: huge, ..batch_header() },
+        ] {
+            header.encode(&volume, &entries(), &mut block);
+            assert!(matches!(BatchHeader::parse(&block, &volume), Err(FormatError::Field { .. })), "{header:?}");
+        }
+        let mut tail = vec![0; BLOCK_BYTES];
+        let hostile = Summary { first_position: Position(huge), ..summary(Checksum::default()) };
+        hostile.encode(&volume, &mut tail);
+        assert!(matches!(Summary::parse(&tail, &volume), Err(FormatError::Field { field: "first position", .. })));
+        assert_eq!(Position(huge).next().0, huge.saturating_add(1));
+        if huge > 0 {
+            let superblock = Superblock { epoch: huge, ..volume.clone() }.encode();
+            assert!(matches!(Superblock::parse(&superblock), Err(FormatError::Field { field: "epoch", .. })));
+        }
+    }
+}

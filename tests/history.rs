@@ -8,13 +8,15 @@ mod rig;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
-use salvol::archive::ObjectName;
+use salvol::archive::{ObjectName, Store, StoreError};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, FIRST_SLOT_BLOCK, Position, SegmentNumber};
 use salvol::history::{
     CheckReport, Consistency, DumpSection, HistoryError, Progress, RestoreReport, Severity, Source, TargetError,
-    Whereabouts, check_path, dump, dump_object, index_at, restore,
+    Whereabouts, check_label, check_path, dump, dump_object, index_at, restore,
 };
 
 /// Restores the point and compares it with the model.
@@ -264,6 +266,120 @@ fn without_an_archive_only_the_working_set_comes_back() {
     assert!(error.contains("keeps no archive"), "{error}");
 }
 
+/// A store that counts the objects that are opened.
+struct Counting(Arc<dyn Store>, AtomicUsize);
+
+impl Store for Counting {
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+        self.0.put(name, bytes)
+    }
+    fn get(&self, name: &ObjectName, range: std::ops::Range<u64>) -> Result<Vec<u8>, StoreError> {
+        self.0.get(name, range)
+    }
+    fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.length(name)
+    }
+    fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
+        self.0.list()
+    }
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.0.delete(name)
+    }
+    fn spec(&self) -> String {
+        self.0.spec()
+    }
+}
+
+/// The newest point is found without reading the whole archive.
+#[test]
+fn latest_reads_only_the_newest_segments() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 16) else { return };
+    while rig.segment() < 80 {
+        rig.steps(20);
+        rig.synch("");
+    }
+    rig.run_to_segment(rig.segment() + 1);
+    rig.settle();
+    rig.close();
+    let store = Arc::new(Counting(rig.store(), AtomicUsize::new(0)));
+    let source = Source::open_store(rig.volume.clone(), Some(Arc::clone(&store) as Arc<dyn Store>)).unwrap();
+    assert_eq!(source.points().unwrap().points.len(), rig.points.len());
+    assert!(store.1.swap(0, Ordering::Relaxed) >= 80);
+    assert_eq!(source.resolve("latest").unwrap().position, rig.points.last().unwrap().0.position);
+    // A round of reading ahead, and a search by position.
+    let opened = store.1.load(Ordering::Relaxed);
+    assert!(opened <= 32 + 2 * 8, "{opened} objects were opened");
+}
+
+/// What status says of the window is what `points` says; without an archive it promises no more than is there for sure,
+/// while `points` also finds what recycled slots still happen to hold.
+#[test]
+fn status_and_points_agree_on_what_can_be_restored() {
+    for (backing, seed) in [(true, 13), (false, 14)] {
+        let Some(mut rig) = Rig::new(ArchiveAt::Seal, backing, seed) else { return };
+        for round in 0..60 {
+            rig.steps(20);
+            rig.synch("");
+            rig.idle();
+            if round == 40 && backing {
+                rig.settle();
+                rig.close();
+                rig.attach();
+            }
+            let status = rig.engine().status();
+            let source = Source::open_primary(&rig.primary()).unwrap();
+            let listed = source.points().unwrap();
+            assert_eq!(status.newest_restorable, listed.newest_restorable, "round {round}");
+            if backing {
+                assert_eq!(status.oldest_restorable, listed.oldest_restorable, "round {round}");
+                assert!(round >= 40 || status.points == listed.points.len() as u64, "round {round}");
+            } else {
+                let oldest = source.resolve(&status.oldest_restorable.unwrap()).unwrap();
+                restore(&source, &oldest, &rig.path("out"), true, &Progress::none()).unwrap();
+                let promised = listed.points.iter().filter(|point| point.position >= oldest.position.0).count();
+                assert_eq!(status.points, promised as u64, "round {round}");
+            }
+        }
+        assert!(rig.segment() > 30, "the log has turned over");
+        assert!(backing || rig.engine().status().points < 30, "recycled points are gone");
+    }
+}
+
+/// A store that is away, unmounted for one, does not mean that a point is gone.
+#[test]
+fn a_store_that_is_away_hides_points_and_loses_none() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 15) else { return };
+    rig.steps(10);
+    let old = rig.synch("old");
+    rig.run_to_segment(rig.segment() + u64::from(WORKING_SET) + 12);
+    rig.settle();
+    rig.close();
+    let aside = rig.path("aside");
+    std::fs::rename(rig.path("archive"), &aside).unwrap();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    for at in ["old", &format!("p{}", old.point), &old.position.to_string(), "1999-01-01T00:00:00Z"] {
+        let error = source.resolve(at).unwrap_err();
+        assert!(matches!(error, HistoryError::Unreachable { .. }) && !error.is_no_point(), "{at}: {error}");
+    }
+    let alone = Source::open_primary_alone(&rig.primary()).unwrap();
+    dump(&alone, None, &mut |_| Ok(())).unwrap();
+    std::fs::rename(&aside, rig.path("archive")).unwrap();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let model = rig.points[0].1.clone();
+    comes_back(&source, "old", &rig.path("out"), &model);
+}
+
+#[test]
+fn labels_that_could_not_be_asked_for_are_refused() {
+    for label in ["42", "p7", "latest"] {
+        assert!(check_label(label).unwrap_err().contains("means"), "{label}");
+    }
+    for label in ["", "p", "latest backup", "p7a", "-42", "99999999999999999999999"] {
+        check_label(label).unwrap();
+    }
+}
+
 #[test]
 fn a_running_volume_is_restored_while_it_is_written_to() {
     let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 8) else { return };
@@ -345,6 +461,12 @@ fn check_finds_what_is_damaged_and_nothing_else() {
     rig.attach();
     rig.close();
     let before = std::fs::read(rig.primary()).unwrap();
+    let writable = std::fs::metadata(rig.primary()).unwrap().permissions();
+    let mut protected = writable.clone();
+    protected.set_readonly(true);
+    std::fs::set_permissions(rig.primary(), protected).unwrap();
+    assert!(check_path(&rig.primary()).unwrap().ok, "it writes nothing, so it may not ask to");
+    std::fs::set_permissions(rig.primary(), writable).unwrap();
     let report = check_path(&rig.primary()).unwrap();
     assert!(report.ok && report.clean_close, "{:?}", report.findings);
     assert_eq!(report.findings, []);

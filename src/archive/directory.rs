@@ -38,6 +38,8 @@ pub struct DirectoryStore {
     /// The volume's own device, 0 while it is not known.
     forbidden: AtomicU64,
     foreign_reported: AtomicBool,
+    /// Whether leftovers have been removed; who only reads leaves them alone.
+    swept: AtomicBool,
 }
 
 impl DirectoryStore {
@@ -47,17 +49,27 @@ impl DirectoryStore {
     /// When it belongs to another volume, cannot be written, or has archives but nothing that says whose.
     pub fn create(path: &Path, volume: &Superblock) -> Result<Self, StoreError> {
         let location = Location(path.to_owned());
-        match fs::DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => location.sync_parent().map_err(|error| location.io("cannot make its name durable", error))?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(location.io("cannot make the directory", error)),
-        }
-        let root = location.root()?;
-        if location.identity(&root)?.is_none() {
+        let (root, identity) = location.prepare()?;
+        if identity.is_none() {
             location.place_identity(&root, volume)?;
         }
-        root.probe().map_err(|error| location.io("the directory cannot be written", error))?;
         Self::open(path, Some(volume))
+    }
+
+    /// Makes sure that [`Self::create`] can make `path` the store of a new volume, and claims nothing: an empty directory
+    /// is anybody's.
+    ///
+    /// # Errors
+    /// When it belongs to a volume already, and as for [`Self::create`].
+    pub fn prepare(path: &Path) -> Result<(), StoreError> {
+        let location = Location(path.to_owned());
+        match location.prepare()? {
+            (_, None) => Ok(()),
+            (_, Some(found)) => {
+                let what = format!("the store belongs to volume {} ({})", found.uuid, found.name);
+                Err(location.refused(what))
+            }
+        }
     }
 
     /// Opens the store at `path`; with `volume`, only that volume's.
@@ -70,10 +82,8 @@ impl DirectoryStore {
         if let Some(volume) = volume {
             location.check(&identity, volume)?;
         }
-        let (forbidden, foreign_reported) = (AtomicU64::new(0), AtomicBool::new(false));
-        let store = Self { location, identity, forbidden, foreign_reported };
-        store.remove_leftovers()?;
-        Ok(store)
+        let (foreign_reported, swept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { location, identity, forbidden: AtomicU64::new(0), foreign_reported, swept })
     }
 
     /// The volume that the store belongs to: identity, key and geometry as they were when the store was created.
@@ -149,7 +159,6 @@ impl DirectoryStore {
                 Ok(false) => {}
                 // Its writer was faster.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // A store that may only be read is good enough to restore from.
                 Err(error) => log::warn!("{}: cannot remove the unfinished {name}: {error}", self.spec()),
             }
         }
@@ -181,6 +190,9 @@ impl Store for DirectoryStore {
     fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         let root = self.enter()?;
         self.on_own_device(&root)?;
+        if !self.swept.swap(true, Ordering::Relaxed) {
+            self.remove_leftovers()?;
+        }
         let failed = |error| self.location.io(&format!("cannot write object {name}"), error);
         let directory = root.inner_or_new(&name.history.to_string()).map_err(failed)?;
         let file_name = file_name(name);
@@ -311,11 +323,24 @@ impl Location {
         Ok(())
     }
 
-    fn place_identity(&self, root: &Directory, volume: &Superblock) -> Result<(), StoreError> {
-        if self.entries(&self.0)?.iter().any(|(name, _)| history_named(name).is_some()) {
+    /// The directory, made if it is missing, and whose store it is; one in which a store can be.
+    fn prepare(&self) -> Result<(Directory, Option<Superblock>), StoreError> {
+        match fs::DirBuilder::new().mode(0o700).create(&self.0) {
+            Ok(()) => self.sync_parent().map_err(|error| self.io("cannot make its name durable", error))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(self.io("cannot make the directory", error)),
+        }
+        let root = self.root()?;
+        let identity = self.identity(&root)?;
+        if identity.is_none() && self.entries(&self.0)?.iter().any(|(name, _)| history_named(name).is_some()) {
             let what = format!("the directory has archives but no file {IDENTITY} that says whose they are");
             return Err(self.refused(what));
         }
+        root.probe().map_err(|error| self.io("the directory cannot be written", error))?;
+        Ok((root, identity))
+    }
+
+    fn place_identity(&self, root: &Directory, volume: &Superblock) -> Result<(), StoreError> {
         let bytes = [IDENTITY_LINE, &canonical(volume).encode()].concat();
         // If another process was faster, it is its store, which the caller then finds out.
         root.place(IDENTITY, &bytes).map(drop).map_err(|error| self.io(&format!("cannot make {IDENTITY}"), error))

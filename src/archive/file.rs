@@ -90,7 +90,7 @@ impl Directory {
         let (temporary, file) = self.temporary(name)?;
         let placed = fill(&file, bytes).and_then(|()| self.rename(&temporary, name));
         if !matches!(placed, Ok(true)) {
-            // Best effort: what stays behind is removed at the next open.
+            // Best effort: what stays behind is removed by the next process that puts.
             let _ = self.remove(&temporary);
         }
         let placed = placed?;

@@ -42,7 +42,7 @@ pub use memory::MemoryStore;
 pub use object::{OBJECT_HEADER_BYTES, ObjectHeader, encode_object};
 pub use patient::PatientStore;
 pub use reader::ArchivedSegment;
-pub use spec::{Spec, SpecError, create_store, open_store, store_identity};
+pub use spec::{Spec, SpecError, create_store, open_store, prepare_store, store_identity};
 pub use store::{ObjectName, Store, StoreError};
 pub use table::{Frame, FrameTable};
 
@@ -51,5 +51,5 @@ use crate::format::Superblock;
 /// The superblock as archives carry it: identity, key and geometry, without what changes from one opening to the next.
 /// So the bytes of an object do not depend on when it was made.
 fn canonical(volume: &Superblock) -> Superblock {
-    Superblock { generation: 0, epoch: 0, clean_close: None, ..volume.clone() }
+    Superblock { generation: 0, epoch: 0, clean_close: None, accepted_loss: None, ..volume.clone() }
 }

@@ -60,6 +60,17 @@ pub fn create_store(spec: &Spec, volume: &Superblock) -> Result<Option<Arc<dyn S
     with_directory(spec, |path| DirectoryStore::create(path, volume))
 }
 
+/// Makes sure that [`create_store`] can make a store for a new volume there, and claims nothing yet.
+///
+/// # Errors
+/// When it cannot be written, or belongs to a volume already.
+pub fn prepare_store(spec: &Spec) -> Result<(), StoreError> {
+    match spec {
+        Spec::None => Ok(()),
+        Spec::Directory(path) => DirectoryStore::prepare(path),
+    }
+}
+
 /// Opens a store that was created before; with `volume`, only that volume's.
 ///
 /// # Errors

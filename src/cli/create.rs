@@ -10,13 +10,13 @@ use nix::sys::statfs::{self, FsType};
 use salvol::archive::{self, Spec};
 use salvol::control::write_superblocks;
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Compression, Key, Position, Superblock, Uuid};
-use salvol::io::{Buffer, Device, Platform, Primary};
+use salvol::io::{Bench, Buffer, Device, Platform, Primary};
 use serde_json::json;
 
 use super::geometry::{Plan, Wish, solve};
 use super::holding::refuse_what_it_holds;
 use super::parse::{self, Size};
-use super::primary::{Bench, canonical};
+use super::primary::canonical;
 use super::status::archive_at;
 use super::{Failure, Manner, Outcome, table};
 
@@ -148,7 +148,8 @@ impl Creation {
         Ok(Bench::new(Primary::own(path, Duration::ZERO)?)?)
     }
 
-    /// Makes the store, writes a file through, and last the superblocks: until then there is no volume.
+    /// Writes a file through, makes the store, and last the superblocks: until then there is no volume. The store is claimed
+    /// so late because whoever ends this before leaves nothing that a second try would trip over.
     fn write(&self, bench: &Bench) -> Result<Uuid, Failure> {
         let Self { arguments, path, plan, .. } = self;
         let [mut uuid, mut history] = [[0; 16]; 2];
@@ -172,13 +173,15 @@ impl Creation {
             },
             compression: arguments.compression,
             clean_close: None,
+            accepted_loss: None,
             name: self.name.clone(),
             backing: arguments.backing.clone(),
         };
-        archive::create_store(&self.spec, &superblock)?;
+        archive::prepare_store(&self.spec)?;
         if has_holes(path)? {
             fill(bench, self.manner).map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;
         }
+        archive::create_store(&self.spec, &superblock)?;
         let device = bench.device.clone();
         let uuid = superblock.uuid;
         let written = bench.wait(async move { write_superblocks(&device, &superblock).await })?;

@@ -4,10 +4,11 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use salvol::control::wipe_superblocks;
-use salvol::io::{Device, Primary};
+use salvol::control::{SuperblockError, wipe_superblocks};
+use salvol::format::BLOCK_BYTES;
+use salvol::io::{Bench, Device, Primary};
 
-use super::primary::{Bench, canonical};
+use super::primary::{canonical, superblock};
 use super::{Failure, Outcome};
 
 /// Wipe the superblocks of a volume, so that PRIMARY is free; its archive stays.
@@ -15,7 +16,7 @@ use super::{Failure, Outcome};
 pub(crate) struct Arguments {
     /// A block device or a file that holds a volume
     primary: PathBuf,
-    /// Do not ask; also when the superblocks are damaged
+    /// Do not ask; also when the superblocks are damaged or of another version
     #[arg(long)]
     force: bool,
 }
@@ -24,13 +25,17 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let path = canonical(&arguments.primary);
     // Taking the lock refuses a volume that is attached.
     let bench = Bench::new(Primary::own(&path, Duration::ZERO)?)?;
-    let (what, copy_at) = match bench.superblock() {
+    let (what, copy_at) = match superblock(&bench)? {
         Ok(superblock) => (format!("volume {} ({})", superblock.name, superblock.uuid), superblock.geometry.copy_at()),
-        Err(failure) if arguments.force => {
-            eprintln!("salvol: {}: {failure}; wiped as told", path.display());
-            ("what is left of the volume".to_owned(), bench.device.bytes().saturating_sub(4096))
+        // What was never a volume is somebody else's, whatever is said.
+        Err(error @ (SuperblockError::None | SuperblockError::Io(_))) => {
+            return Err(Failure::from(error).of(path.display()));
         }
-        Err(failure) => return Err(failure.of(path.display())),
+        Err(error) if arguments.force => {
+            eprintln!("salvol: {}: {error}; wiped as told", path.display());
+            ("what is left of the volume".to_owned(), bench.device.bytes() - BLOCK_BYTES as u64)
+        }
+        Err(error) => return Err(Failure::from(error).of(path.display())),
     };
     if !arguments.force
         && !agreed(&format!("{what} on {} will be gone; its archive stays. Go on? [y/N] ", path.display()))?

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use salvol::control::RunDir;
 use salvol::format::SegmentNumber;
-use salvol::history::{DumpSection, HistoryError, dump, dump_object};
+use salvol::history::{DumpSection, HistoryError, Source as History, dump, dump_object};
 
 use super::parse::Source;
 use super::points::{failure, open};
+use super::running::find;
 use super::{Failure, Outcome, table};
 
 /// Show the log as text.
@@ -40,10 +42,21 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     };
     match object {
         Some(path) => dump_object(&path, &mut show).map_err(failure)?,
-        None => dump(&open(&arguments.source)?, only, &mut show).map_err(failure)?,
+        None => dump(&source(&arguments.source)?, only, &mut show).map_err(failure)?,
     }
     match (shown, only) {
         (0, Some(segment)) => Err(Failure::no_point(format_args!("{}: has no segment {segment}", arguments.source))),
         _ => Ok(()),
+    }
+}
+
+/// A primary is shown as it is, with its store away or not.
+fn source(text: &str) -> Result<History, Failure> {
+    match Source::parse(text).map_err(Failure::usage)? {
+        Source::Path(path) => History::open_primary_alone(&path).map_err(failure),
+        Source::Name(_) => {
+            History::open_primary_alone(&find(&RunDir::from_environment(), text)?.primary).map_err(failure)
+        }
+        Source::Spec(_) => open(text),
     }
 }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use salvol::control::SuperblockError;
 use salvol::ublk::ServerError;
 
+use super::table;
+
 /// What every command returns.
 pub(crate) type Outcome = Result<(), Failure>;
 
@@ -58,7 +60,9 @@ impl Failure {
 
     /// Prints the error, one line first, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
-        eprintln!("salvol: {self}");
+        for line in self.to_string().lines() {
+            eprintln!("salvol: {}", table::plain(line));
+        }
         ExitCode::from(self.code)
     }
 }

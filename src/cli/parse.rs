@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use salvol::format::{BLOCK_BYTES, Compression, NAME_BYTES_MAX, SPEC_BYTES_MAX};
+use salvol::format::{BLOCK_BYTES, Compression, NAME_BYTES_MAX, SPEC_BYTES_MAX, is_name};
 
 /// Schemes that a SPEC may have.
 const SCHEMES: [&str; 4] = ["dir", "file", "dev", "s3"];
@@ -73,8 +73,7 @@ pub(crate) fn utilisation(text: &str) -> Result<f64, String> {
 
 /// A volume's name: it names files and a device link.
 pub(crate) fn name(text: &str) -> Result<String, String> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.chars().all(fine) || text.starts_with(['.', '-']) {
+    if !is_name(text) {
         return Err(format!(
             "`{text}` cannot be a volume's name: at most {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores, \
              and no dot or dash first; give one with --name"

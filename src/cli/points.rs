@@ -38,7 +38,8 @@ fn print(points: &Points) {
             Whereabouts::Both => "both",
             Whereabouts::Mixed => "mixed",
         };
-        table::say!("{:<8} {:<30} {:>8}  {place:<8} {}", point.id, point.time, point.segments, point.label);
+        let label = table::plain(&point.label);
+        table::say!("{:<8} {:<30} {:>8}  {place:<8} {label}", point.id, point.time, point.segments);
     }
     if let (Some(oldest), Some(newest)) = (&points.oldest_restorable, &points.newest_restorable) {
         table::say!("any moment from {oldest} to {newest} can be restored");

@@ -1,8 +1,13 @@
 //! `salvol restore`.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-use salvol::history::{Progress, RestoreReport, restore};
+use nix::sys::signal::{SigSet, Signal};
+use salvol::control::RunDir;
+use salvol::format::Superblock;
+use salvol::history::{Progress, RestoreReport, exit_unfinished, restore};
 
 use super::parse::Size;
 use super::points::{failure, open};
@@ -21,7 +26,7 @@ pub(crate) struct Arguments {
     at: String,
     /// A file, which becomes sparse, or a block device
     #[arg(long, value_name = "TARGET")]
-    to: std::path::PathBuf,
+    to: PathBuf,
     /// Overwrite a file that exists, or a device that holds something
     #[arg(long)]
     force: bool,
@@ -31,7 +36,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    clean_up_on_signals()?;
     let source = open(&arguments.source)?;
+    refuse_itself(source.volume(), &arguments.to)?;
     let moment = source.resolve(&arguments.at).map_err(failure)?;
     // With --quiet only errors are logged.
     let quiet = !log::log_enabled!(log::Level::Warn);
@@ -59,7 +66,37 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     }
 }
 
-fn print(report: &RestoreReport, to: &std::path::Path) {
+/// A restore that is told to end leaves nothing unfinished behind. To be called before there are threads.
+fn clean_up_on_signals() -> Outcome {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    signals.thread_block()?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            exit_unfinished(128 + signal as i32);
+        }
+    })?;
+    Ok(())
+}
+
+/// The volume's own device would change what is read while it is read.
+fn refuse_itself(volume: &Superblock, to: &Path) -> Outcome {
+    let number = |path: &Path| {
+        let found = std::fs::metadata(path).ok().filter(|found| found.file_type().is_block_device());
+        found.map(|found| found.rdev())
+    };
+    let uuid = volume.uuid.to_string();
+    let runs = RunDir::from_environment().all();
+    match runs.iter().find(|run| run.uuid == uuid && number(to).is_some() && number(&run.device) == number(to)) {
+        Some(run) => Err(Failure::new(format_args!(
+            "{}: is the volume {} itself; restore to a file or to another device",
+            to.display(),
+            run.name
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn print(report: &RestoreReport, to: &Path) {
     table::say!(
         "{}: {} in {} blocks ({} from the primary, {} from the archive), {} segments scanned, {:.1} s, to {}",
         report.point,

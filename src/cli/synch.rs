@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use salvol::control::{Request, RunDir, Wait};
+use salvol::history::check_label;
 
 use super::running::{connect, find};
 use super::{Failure, Outcome, table};
@@ -26,24 +27,18 @@ pub(crate) struct Arguments {
     after: Option<String>,
     /// When to return
     #[arg(long, value_enum, default_value = "durable")]
-    wait: Until,
+    wait: Wait,
     /// As JSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Until {
-    /// The point is durable on the primary
-    Durable,
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    check_label(&arguments.label).map_err(Failure::usage)?;
     let runs = RunDir::from_environment();
     let run = find(&runs, &arguments.volume)?;
     let mut client = connect(&runs, &run)?;
-    let Until::Durable = arguments.wait;
-    let request = Request::Synch { label: arguments.label.clone(), info: arguments.info.clone(), wait: Wait::Durable };
+    let request = Request::Synch { label: arguments.label.clone(), info: arguments.info.clone(), wait: arguments.wait };
     let before = arguments.before.as_deref().map_or(Ok(()), |command| shell("--before", command));
     let point = before.and_then(|()| {
         client.ask(&request).map_err(|error| Failure::new(format_args!("{}: no point was marked: {error}", run.name)))

@@ -17,11 +17,17 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// `text` in one line, its control characters spelt out: what a label or a SPEC says must not steer the terminal.
+pub(crate) fn plain(text: &str) -> String {
+    let spelt = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
+    text.chars().map(spelt).collect()
+}
+
 /// Prints `rows` with their values aligned. Rows without a value are left out.
 pub(crate) fn print(rows: &[(&str, String)]) {
     let width = rows.iter().map(|(what, _)| what.len()).max().unwrap_or_default();
     for (what, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
-        say!("{what:width$}  {value}");
+        say!("{what:width$}  {}", plain(value));
     }
 }
 
@@ -29,4 +35,12 @@ pub(crate) fn print(rows: &[(&str, String)]) {
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), serde_json::Error> {
     say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(super::plain("before \u{1b}[2J\nthe \u{9b}upgrade ü"), "before \\u{1b}[2J\\nthe \\u{9b}upgrade ü");
+    }
 }

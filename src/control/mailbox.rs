@@ -8,6 +8,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
+use crate::format::{SegmentNumber, SynchMark};
+use crate::history::{PointInfo, Whereabouts, check_label};
 use crate::io::Platform;
 use crate::volume::{Point, Status, Volume};
 
@@ -23,7 +25,7 @@ pub enum Message {
     Synch {
         label: String,
         info: String,
-        answer: Sender<Result<Point, String>>,
+        answer: Sender<Result<PointInfo, String>>,
     },
     /// Fail the writes that wait for space.
     FailWaiting,
@@ -105,12 +107,28 @@ pub async fn attend<P: Platform>(
             Message::Synch { label, info, answer } => {
                 let volume = volume.clone();
                 platform.spawn(async move {
-                    let point = volume.synch(label, info).await;
-                    let _ = answer.send(point.map_err(|error| error.to_string()));
+                    let _ = answer.send(mark(&volume, label, info).await);
                 });
             }
             Message::FailWaiting => volume.fail_waiting(),
             Message::Leave => leaving.set(true),
         }
     }
+}
+
+async fn mark<P: Platform>(volume: &Volume<P>, label: String, info: String) -> Result<PointInfo, String> {
+    check_label(&label)?;
+    let point = volume.synch(label, info).await.map_err(|error| error.to_string())?;
+    Ok(describe(volume, point))
+}
+
+/// A point that was marked just now: all that it needs is on the primary, and its own segment is not archived yet.
+fn describe<P: Platform>(volume: &Volume<P>, point: Point) -> PointInfo {
+    let segment = volume.log().look(|_, table| {
+        let its = table.segments().rev().find(|(_, info)| info.first_position <= point.position);
+        its.map_or(SegmentNumber(0), |(segment, _)| segment)
+    });
+    let segments = segment.0.min(u64::from(volume.geometry().working_set) + 1);
+    let Point { point, time_ns, label, info, .. } = point;
+    PointInfo::new(&SynchMark { point, time_ns, label, info }, segment, segments, Whereabouts::Primary)
 }

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::volume::Point;
+use crate::history::PointInfo;
 
 /// Bytes of a request's line, and of a reply's.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -36,7 +36,7 @@ pub enum Request {
 }
 
 /// When a synch is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
     /// When the mark is durable on the primary.
@@ -72,27 +72,16 @@ impl Reply {
     }
 }
 
-/// A synch point as all commands report it.
-pub(super) fn point(point: &Point) -> Value {
-    json!({
-        "id": format!("p{}", point.point),
-        "label": point.label,
-        "time": rfc3339(point.time_ns),
-        "position": point.position.0,
-        "consistency": "application-consistent",
-        "info": point.info,
-        "where": ["primary"],
-        "pinned": false,
-    })
-}
-
-fn rfc3339(time_ns: i64) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(time_ns)).map_or_else(|_| String::new(), |time| time.to_string())
+/// A synch point, as `salvol points` lists it.
+pub(super) fn point(point: &PointInfo) -> Value {
+    json!(point)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::{SegmentNumber, SynchMark};
+    use crate::history::Whereabouts;
 
     #[test]
     fn requests_are_what_the_head_of_this_file_says() {
@@ -111,6 +100,19 @@ mod tests {
         }
         let deep = [b"[".repeat(50_000), b"]".repeat(50_000)].concat();
         assert!(Request::parse(&deep).is_err());
+    }
+
+    #[test]
+    fn a_point_is_spelt_as_points_spell_it() {
+        let mark = SynchMark { point: 42, time_ns: 0, label: "x".into(), info: "y".into() };
+        let told = point(&PointInfo::new(&mark, SegmentNumber(3), 3, Whereabouts::Primary));
+        assert_eq!(
+            told,
+            json!({
+                "id": "p42", "label": "x", "time": "1970-01-01T00:00:00Z", "position": 42, "consistency": "application",
+                "info": "y", "segments": 3, "where": "primary", "pinned": false,
+            })
+        );
     }
 
     #[test]

@@ -26,7 +26,8 @@ pub use entry::{Entry, EntryKind};
 pub use segment::SegmentHeader;
 pub use summary::{BatchRecord, SUMMARY_TRAILER_BYTES, Summary, SummaryTrailer, summary_blocks};
 pub use superblock::{
-    ArchiveAt, CleanClose, Compression, FIRST_SLOT_BLOCK, Geometry, NAME_BYTES_MAX, SPEC_BYTES_MAX, Superblock, VERSION,
+    AcceptedLoss, ArchiveAt, CleanClose, Compression, FIRST_SLOT_BLOCK, Geometry, NAME_BYTES_MAX, SPEC_BYTES_MAX,
+    Superblock, VERSION, is_name,
 };
 pub use synch::{INFO_BYTES_MAX, LABEL_BYTES_MAX, SynchMark};
 pub use units::{Block, Offset, Place, Position, SegmentNumber, Slot, Uuid};

@@ -6,6 +6,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::units::COUNT_MAX;
 use super::{BLOCK_BYTES, Checksum, FormatError, Key, Place, Position, SegmentNumber, Slot, Uuid};
 
 /// The format version that this salvol writes and reads.
@@ -20,6 +21,12 @@ pub const SPEC_BYTES_MAX: usize = 1024;
 const MAGIC: [u8; 8] = *b"SALVOLSB";
 const WHAT: &str = "superblock";
 const SEGMENT_BLOCKS: std::ops::RangeInclusive<u32> = 8..=65536;
+
+/// Whether `text` can be a volume's name: it names files and a device link, so it is one plain part of a path.
+pub fn is_name(text: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.chars().all(fine) && !text.starts_with(['.', '-'])
+}
 
 /// When a segment is given to the archiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -108,6 +115,20 @@ pub struct CleanClose {
     pub checksum: Checksum,
 }
 
+/// A loss that was accepted: the log went on without what the archive has from this segment on, of epochs up to this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcceptedLoss {
+    pub segment: SegmentNumber,
+    pub epoch: u64,
+}
+
+impl AcceptedLoss {
+    /// Whether an archived segment, whose last batch is of `epoch`, was given up.
+    pub fn covers(&self, segment: SegmentNumber, epoch: u64) -> bool {
+        segment >= self.segment && epoch <= self.epoch
+    }
+}
+
 /// A volume's superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
@@ -126,6 +147,7 @@ pub struct Superblock {
     pub archive_at: ArchiveAt,
     pub compression: Compression,
     pub clean_close: Option<CleanClose>,
+    pub accepted_loss: Option<AcceptedLoss>,
     pub name: String,
     /// The store's SPEC as given at create, its path made absolute: `dir:/backup/db`, `none`.
     pub backing: String,
@@ -165,7 +187,9 @@ struct Disk {
     fork_position: U64,
     name_bytes: U16,
     backing_bytes: U16,
-    reserved: [u8; 28],
+    loss_segment: U64,
+    loss_epoch: U64,
+    reserved: [u8; 12],
     name: [u8; NAME_BYTES_MAX],
     backing: [u8; SPEC_BYTES_MAX],
     padding: [u8; PADDING],
@@ -201,6 +225,7 @@ impl Superblock {
             archive_at: ArchiveAt::Seal,
             compression: Compression::Auto,
             clean_close: None,
+            accepted_loss: None,
             name: "example".to_owned(),
             backing: "dir:/backup/example".to_owned(),
         }
@@ -254,7 +279,9 @@ impl Superblock {
             fork_position: U64::new(self.fork_position.0),
             name_bytes: U16::new(self.name.len() as u16),
             backing_bytes: U16::new(self.backing.len() as u16),
-            reserved: [0; 28],
+            loss_segment: U64::new(self.accepted_loss.map_or(0, |loss| loss.segment.0)),
+            loss_epoch: U64::new(self.accepted_loss.map_or(0, |loss| loss.epoch)),
+            reserved: [0; 12],
             name: [0; NAME_BYTES_MAX],
             backing: [0; SPEC_BYTES_MAX],
             padding: [0; PADDING],
@@ -307,10 +334,25 @@ impl Superblock {
             working_set: disk.working_set.get(),
         };
         geometry.check()?;
+        let counts = [
+            ("generation", disk.generation),
+            ("epoch", disk.epoch),
+            ("close segment", disk.close_segment),
+            ("close position", disk.close_position),
+            ("lost segment", disk.loss_segment),
+            ("lost epoch", disk.loss_epoch),
+        ];
+        if let Some((name, value)) = counts.iter().find(|(_, value)| value.get() > COUNT_MAX) {
+            return Err(field(name, value.get()));
+        }
         let text = |name, bytes: &[u8], count: u16| {
             let bytes = bytes.get(..usize::from(count)).ok_or(field(name, u64::from(count)))?;
             String::from_utf8(bytes.to_vec()).map_err(|_| field(name, u64::from(count)))
         };
+        let name = text("name", &disk.name, disk.name_bytes.get())?;
+        if !is_name(&name) {
+            return Err(field("name", u64::from(disk.name_bytes.get())));
+        }
         Ok(Self {
             uuid: Uuid(disk.volume),
             history: Uuid(disk.history),
@@ -337,7 +379,11 @@ impl Superblock {
                 position: Position(disk.close_position.get()),
                 checksum: disk.close_checksum,
             }),
-            name: text("name", &disk.name, disk.name_bytes.get())?,
+            accepted_loss: (disk.loss_segment.get() != 0).then(|| AcceptedLoss {
+                segment: SegmentNumber(disk.loss_segment.get()),
+                epoch: disk.loss_epoch.get(),
+            }),
+            name,
             backing: text("backing", &disk.backing, disk.backing_bytes.get())?,
         })
     }

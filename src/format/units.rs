@@ -41,6 +41,10 @@ number! {
     Place(u32)
 }
 
+/// Segments, positions, epochs and generations count from 1 and never get here. Whoever reads one from a disk, where
+/// anything may stand, refuses larger ones, so that counting on from them cannot overflow.
+pub(super) const COUNT_MAX: u64 = 1 << 62;
+
 impl SegmentNumber {
     /// The segment `count` later.
     pub fn plus(self, count: u64) -> Self {
@@ -56,7 +60,7 @@ impl SegmentNumber {
 impl Position {
     /// The position after this one.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 
     /// The position before this one; 0 stays 0.

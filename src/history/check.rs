@@ -8,22 +8,20 @@
 //! 5. The chain through the working set: nothing missing, every link right, copies equal to what they copy.
 //! 6. Live blocks only in the working set: no older segment on the primary still has the newest version of a block.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
-use super::primary::Bench;
 use super::scan::{oldest_needed, sound};
 use super::{HistoryError, PointIndex, Sited};
 use crate::format::{
     BLOCK_BYTES, BatchHeader, Block, Entry, EntryKind, FormatError, SegmentHeader, SegmentNumber, Slot, Summary,
     Superblock,
 };
-use crate::io::{Buffer, Device, Primary};
+use crate::io::{Bench, Buffer, Device, Primary};
 use crate::log::replay::{ReplayError, Tail, find_tail};
 use crate::log::scan::{self, Found};
 
@@ -110,7 +108,7 @@ impl CheckReport {
 /// # Errors
 /// When it is in use, is no volume, or cannot be read at all.
 pub fn check_path(path: &Path) -> Result<CheckReport, HistoryError> {
-    let bench = Bench::new(Primary::own(path, Duration::ZERO)?)?;
+    let bench = Bench::new(Primary::hold(path)?)?;
     let device = bench.device.clone();
     let report = bench.wait(async move { check(&device).await })??;
     report.map_err(|source| HistoryError::Superblock { path: path.display().to_string(), source })
@@ -211,8 +209,7 @@ async fn check_headers<D: Device>(device: &D, volume: &Superblock, report: &mut 
             }
             Ok(Ok(_) | Err(FormatError::Magic { .. } | FormatError::Identity { .. })) => {}
             Ok(Err(error)) => {
-                let what =
-                    format!("slot {slot}: {error}, or it is of a volume that was here before");
+                let what = format!("slot {slot}: {error}, or it is of a volume that was here before");
                 report.add(Severity::Note, None, Some(offset), what);
             }
         }
@@ -404,7 +401,8 @@ fn check_working_set(volume: &Superblock, tail: &Tail, summaries: &[Arc<Summary>
 
 /// No entry older than the working set may be the newest of its block.
 fn check_older(index: &PointIndex, older: &[&Arc<Summary>], report: &mut CheckReport) {
-    let mut settled: HashSet<u64> = HashSet::new();
+    // One bit a block.
+    let mut settled = vec![0u64; index.blocks().div_ceil(64) as usize];
     for summary in older {
         let entries: Vec<(EntryKind, &Entry)> =
             summary.entries.iter().filter_map(|entry| entry.kind().ok().map(|kind| (kind, entry))).collect();
@@ -416,9 +414,11 @@ fn check_older(index: &PointIndex, older: &[&Arc<Summary>], report: &mut CheckRe
                 _ => continue,
             };
             for number in first..first.saturating_add(count).min(index.blocks()) {
-                if index.is_known(Block(number)) || !settled.insert(number) {
+                let (word, bit) = (&mut settled[number as usize / 64], 1 << (number % 64));
+                if index.is_known(Block(number)) || *word & bit != 0 {
                     continue;
                 }
+                *word |= bit;
                 if matches!(kind, EntryKind::Write | EntryKind::Copy | EntryKind::Lost) {
                     let what = format!("block {number} lives here, outside the working set of the tail");
                     report.damage(summary.segment, None, what);

@@ -56,6 +56,8 @@ pub struct SuperblockDump {
     pub backing: String,
     /// Segment, position and checksum of a clean close.
     pub clean_close: Option<(u64, u64, String)>,
+    /// Segment and epoch of a loss that was accepted.
+    pub accepted_loss: Option<(u64, u64)>,
 }
 
 /// A segment and everything in it.
@@ -309,6 +311,7 @@ pub fn superblock_section(superblock: &Superblock, at: String) -> DumpSection {
         clean_close: superblock
             .clean_close
             .map(|close| (close.segment.0, close.position.0, close.checksum.to_string())),
+        accepted_loss: superblock.accepted_loss.map(|loss| (loss.segment.0, loss.epoch)),
     }))
 }
 

@@ -29,7 +29,10 @@ impl Display for SuperblockDump {
         writeln!(f, "  segment         {} blocks", self.segment_blocks)?;
         writeln!(f, "  slots           {}, working set {}", self.slots, self.working_set)?;
         writeln!(f, "  archive at      {}, compression {}", self.archive_at, self.compression)?;
-        writeln!(f, "  backing         {}", self.backing)?;
+        writeln!(f, "  backing         {}", self.backing.escape_debug())?;
+        if let Some((segment, epoch)) = &self.accepted_loss {
+            writeln!(f, "  accepted loss   from segment {segment}, epochs up to {epoch}")?;
+        }
         match &self.clean_close {
             Some((segment, position, checksum)) => {
                 writeln!(f, "  clean close     segment {segment}, position {position}, checksum {checksum}")

@@ -27,6 +27,9 @@ pub enum HistoryError {
     /// Nothing is called so, or was ever there.
     #[error("{what}")]
     NoPoint { what: String },
+    /// It may be in a store that cannot be asked now.
+    #[error("{what}; it may be in {store}, which cannot be reached")]
+    Unreachable { what: String, store: String },
     /// It was there, and what it needs has gone.
     #[error("position {position} can no longer be restored: segment {segment} is gone from the primary{archive}")]
     Gone { position: Position, segment: SegmentNumber, archive: &'static str },
@@ -54,6 +57,8 @@ impl HistoryError {
             Self::Superblock { source, .. } => {
                 matches!(source, FormatError::Checksum { .. } | FormatError::Field { .. })
             }
+            // The store failed, not what is in it.
+            Self::DamagedObject { source: ArchiveError::Store(_), .. } => false,
             Self::DamagedSlot { .. }
             | Self::DamagedObject { .. }
             | Self::Chain { .. }

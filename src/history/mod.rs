@@ -39,10 +39,11 @@ pub use dump::{
     superblock_section,
 };
 pub use error::HistoryError;
-pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts};
+pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts, check_label};
 pub use progress::Progress;
 pub use restore::{RestoreReport, restore};
 pub use scan::{PointIndex, Segments, Sited, index_at};
 pub use slots::summaries_on;
 pub use source::Source;
-pub use target::{Target, TargetError};
+pub use target::{Target, TargetError, exit_unfinished, recognise};
+pub use text::rfc3339;

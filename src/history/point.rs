@@ -6,9 +6,34 @@
 use serde::Serialize;
 
 use super::scan::oldest_needed;
+use super::source::Summaries;
 use super::text::{parse_time, rfc3339};
 use super::{HistoryError, Source};
 use crate::format::{BatchRecord, Checksum, Position, SegmentNumber, Summary, SynchMark};
+
+/// Segments whose summaries are read together.
+const READ_AHEAD: usize = 32;
+
+/// What the newest point is called.
+const LATEST: &str = "latest";
+
+fn number(digits: &str) -> Option<u64> {
+    digits.parse().ok().filter(|_| digits.bytes().all(|c| c.is_ascii_digit()))
+}
+
+/// Refuses a label that means something else where a point is named, so that it could never be asked for.
+///
+/// # Errors
+/// What it means, for the one who gave it.
+pub fn check_label(label: &str) -> Result<(), String> {
+    let means = match label {
+        LATEST => "the newest point",
+        _ if label.strip_prefix('p').and_then(number).is_some() => "a point's id",
+        _ if number(label).is_some() => "a log position",
+        _ => return Ok(()),
+    };
+    Err(format!("a point labelled `{label}` could not be found again: `{label}` means {means}; give another label"))
+}
 
 /// What a moment is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -52,6 +77,24 @@ pub struct PointInfo {
     pub pinned: bool,
     #[serde(skip)]
     pub segment: SegmentNumber,
+}
+
+impl PointInfo {
+    /// The point of `mark` in `segment`, whose restoring reads `segments` segments that are at `whereabouts`.
+    pub fn new(mark: &SynchMark, segment: SegmentNumber, segments: u64, whereabouts: Whereabouts) -> Self {
+        Self {
+            id: format!("p{}", mark.point),
+            label: mark.label.clone(),
+            time: rfc3339(mark.time_ns),
+            position: mark.point,
+            consistency: Consistency::Application,
+            info: mark.info.clone(),
+            segments,
+            whereabouts,
+            pinned: false,
+            segment,
+        }
+    }
 }
 
 /// Everything that can be restored: the JSON of `salvol points`.
@@ -116,7 +159,12 @@ impl Source {
     /// # Errors
     /// When the store cannot be listed. A damaged segment is a warning, and its points are left out.
     pub fn points(&self) -> Result<Points, HistoryError> {
-        let stops = self.stops()?;
+        self.points_until(|_| false)
+    }
+
+    /// The same from the newest back, up to where `enough` holds of the unbroken chain that has been read, newest first.
+    fn points_until(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Points, HistoryError> {
+        let stops = self.stops(enough)?;
         let restorable: Vec<&Stop> = stops.iter().filter(|stop| stop.is_restorable()).collect();
         let points = restorable.iter().flat_map(|stop| {
             // The chain is unbroken, so the window is a slice.
@@ -124,18 +172,8 @@ impl Source {
             let start = stops.partition_point(|other| other.segment < stop.oldest_needed);
             let window = &stops[start..end];
             let whereabouts = if stop.marks.is_empty() { Whereabouts::Primary } else { whereabouts(window) };
-            stop.marks.iter().map(move |mark| PointInfo {
-                id: format!("p{}", mark.point),
-                label: mark.label.clone(),
-                time: rfc3339(mark.time_ns),
-                position: mark.point,
-                consistency: Consistency::Application,
-                info: mark.info.clone(),
-                segments: window.len() as u64,
-                whereabouts,
-                pinned: false,
-                segment: stop.segment,
-            })
+            let point = |mark| PointInfo::new(mark, stop.segment, window.len() as u64, whereabouts);
+            stop.marks.iter().map(point).collect::<Vec<_>>()
         });
         Ok(Points {
             points: points.collect(),
@@ -144,15 +182,23 @@ impl Source {
         })
     }
 
-    /// Every segment there is, oldest first, with its part of the chain.
-    fn stops(&self) -> Result<Vec<Stop>, HistoryError> {
+    /// Every segment there is, oldest first, with its part of the chain; no older ones once `enough` holds.
+    fn stops(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Vec<Stop>, HistoryError> {
         let mut stops: Vec<Stop> = Vec::new();
         let mut next: Option<(SegmentNumber, Checksum, Position)> = None;
-        for segment in self.numbers().into_iter().rev() {
+        let (mut chain, mut read) = (0, Summaries::new());
+        let numbers: Vec<SegmentNumber> = self.numbers().into_iter().rev().collect();
+        for (rank, segment) in numbers.iter().copied().enumerate() {
+            if enough(&stops[chain..]) {
+                break;
+            }
+            if rank % READ_AHEAD == 0 {
+                read = self.summaries_of(&numbers[rank..numbers.len().min(rank + READ_AHEAD)]);
+            }
             let successor = next.filter(|(above, ..)| *above == segment.plus(1)).map(|(_, checksum, _)| checksum);
-            let found = match self.locate(segment, successor) {
+            let found = match self.locate_among(segment, successor, &read) {
                 // Of another past: the chain is broken here, and begins anew.
-                Err(HistoryError::Chain { .. }) => self.locate(segment, None),
+                Err(HistoryError::Chain { .. }) => self.locate_among(segment, None, &read),
                 other => other,
             };
             let found = match found {
@@ -169,6 +215,7 @@ impl Source {
                 && next.is_some_and(|(_, _, first)| first == summary.last_position().next());
             if !continues {
                 close_chain(&mut stops);
+                chain = stops.len();
             }
             next = Some((segment, summary.predecessor, summary.first_position));
             stops.push(Stop {
@@ -193,7 +240,10 @@ impl Source {
     /// # Errors
     /// When there is none, or a label is not unique; see [`HistoryError::is_no_point`].
     pub fn resolve(&self, text: &str) -> Result<Moment, HistoryError> {
-        let number = |digits: &str| digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|c| c.is_ascii_digit()));
+        self.find(text).map_err(|error| self.judged(error))
+    }
+
+    fn find(&self, text: &str) -> Result<Moment, HistoryError> {
         if let Some(point) = text.strip_prefix('p').and_then(number) {
             let moment = self.at_position(Position(point), text)?;
             return match moment.mark {
@@ -206,8 +256,13 @@ impl Source {
         if let Some(position) = number(text) {
             return self.at_position(Position(position), text);
         }
-        if text == "latest" {
-            let points = self.points()?.points;
+        if text == LATEST {
+            // The newest point is known once all that it needs has been read.
+            let enough = |chain: &[Stop]| {
+                let marked = chain.iter().find(|stop| !stop.marks.is_empty());
+                marked.is_some_and(|stop| chain.last().is_some_and(|oldest| oldest.segment <= stop.oldest_needed))
+            };
+            let points = self.points_until(enough)?.points;
             let Some(point) = points.last() else {
                 return no_point("latest: there is no synch point that can be restored".to_owned());
             };

@@ -4,7 +4,6 @@
 //! that has left its slot meanwhile must be in the archive.
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,43 +12,8 @@ use std::sync::Arc;
 use super::HistoryError;
 use super::slots::Slots;
 use crate::format::{BLOCK_BYTES, Place, SegmentHeader, SegmentNumber, Slot, Summary, Superblock};
-use crate::io::{Buffer, Device, OwnRing, Primary, UringDevice, UringPlatform};
+use crate::io::{Bench, Buffer, Device, Primary};
 use crate::log::scan::{self, ScanError};
-
-/// Submissions of the ring that a look needs: a scan has 32 reads in flight.
-const RING_ENTRIES: u32 = 64;
-
-/// I/O on a primary from a thread that waits.
-#[derive(Clone)]
-pub(super) struct Bench {
-    pub platform: UringPlatform<OwnRing>,
-    pub device: UringDevice<OwnRing>,
-}
-
-impl Bench {
-    pub(super) fn new(primary: Primary) -> io::Result<Self> {
-        let platform = UringPlatform::new(OwnRing::new(RING_ENTRIES)?, 1)?;
-        let device = UringDevice::new(platform.clone(), primary);
-        Ok(Self { platform, device })
-    }
-
-    /// Runs `future` to its end.
-    pub(super) fn wait<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> io::Result<T> {
-        self.platform.block_on(future)
-    }
-
-    /// Reads one block.
-    pub(super) fn block(&self, at: u64) -> io::Result<Buffer> {
-        let block = Buffer::new(BLOCK_BYTES)?;
-        self.fill(at, &block).map(|()| block)
-    }
-
-    /// Fills `into` from byte `at`.
-    pub(super) fn fill(&self, at: u64, into: &Buffer) -> io::Result<()> {
-        let (device, into) = (self.device.clone(), into.clone());
-        self.wait(async move { device.read(at, into).await })?
-    }
-}
 
 /// A primary and what was found on it.
 pub(super) struct View {
@@ -79,6 +43,11 @@ impl View {
             log::warn!("{}: {trouble}", path.display());
         }
         Ok(Self { path: path.to_owned(), bench, volume, slots, scratch: RefCell::default() })
+    }
+
+    /// The last segment, and the epoch of its last batch.
+    pub(super) fn tail(&self) -> Option<(SegmentNumber, u64)> {
+        self.slots.tail.as_ref().map(|tail| (tail.summary.segment, tail.summary.epoch))
     }
 
     /// The summary of `segment` in `slot`.

@@ -46,7 +46,8 @@ pub fn restore(
     progress: &Progress,
 ) -> Result<RestoreReport, HistoryError> {
     let started = Instant::now();
-    let index = index_at(source, source.volume(), moment.segment, moment.position)?;
+    let index =
+        index_at(source, source.volume(), moment.segment, moment.position).map_err(|error| source.judged(error))?;
     let bytes = index.blocks() * BLOCK_BYTES as u64;
     let mut target = Target::open(to, bytes, force, source.primary_path())?;
     let mut report = RestoreReport {
@@ -63,7 +64,8 @@ pub fn restore(
     };
     progress.begin("restoring", index.mapped());
     for (segment, checksum) in index.chain().iter().rev() {
-        restore_segment(source, &index, (*segment, *checksum), &mut target, &mut report, progress)?;
+        let restored = restore_segment(source, &index, (*segment, *checksum), &mut target, &mut report, progress);
+        restored.map_err(|error| source.judged(error))?;
     }
     zero_the_rest(&index, &mut target, &mut report)?;
     target.finish()?;

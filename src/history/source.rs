@@ -5,7 +5,7 @@
 //! the volume's own history.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +15,12 @@ use super::{HistoryError, Segments};
 use crate::archive::{ArchivedSegment, ObjectName, Spec, Store, open_store, store_identity};
 use crate::format::{Checksum, FormatError, Position, SegmentNumber, Slot, Summary, Superblock};
 use crate::log::scan::ScanError;
+
+/// Threads that read summaries from a store.
+const READERS: usize = 8;
+
+/// Summaries of objects, as far as they could be read.
+pub(super) type Summaries = HashMap<ObjectName, Arc<Summary>>;
 
 /// A volume's past, open for reading.
 pub struct Source {
@@ -41,7 +47,7 @@ impl Source {
         let volume = view.volume.clone();
         let store = Spec::parse(&volume.backing).map_err(HistoryError::from).and_then(|spec| {
             let store = open_store(&spec, Some(&volume))?;
-            store.map(|store| list(&store, &volume).map(|objects| (store, objects))).transpose()
+            store.map(|store| list(&store, &volume, view.tail()).map(|objects| (store, objects))).transpose()
         });
         let (store, objects) = match store {
             Ok(Some((store, objects))) => (Some(store), objects),
@@ -52,6 +58,15 @@ impl Source {
             }
         };
         Ok(Self { volume, primary: Some(view), store, objects: RefCell::new(objects) })
+    }
+
+    /// What is on the primary at `path` itself, whatever its archive has.
+    ///
+    /// # Errors
+    /// When there is no volume, or the primary cannot be read.
+    pub fn open_primary_alone(path: &Path) -> Result<Self, HistoryError> {
+        let view = View::open(path)?;
+        Ok(Self { volume: view.volume.clone(), primary: Some(view), store: None, objects: RefCell::default() })
     }
 
     /// The past in the archive `spec` alone: the primary is gone.
@@ -69,7 +84,7 @@ impl Source {
     /// # Errors
     /// When the store cannot be listed.
     pub fn open_store(volume: Superblock, store: Option<Arc<dyn Store>>) -> Result<Self, HistoryError> {
-        let objects = store.as_ref().map_or(Ok(BTreeMap::new()), |store| list(store, &volume))?;
+        let objects = store.as_ref().map_or(Ok(BTreeMap::new()), |store| list(store, &volume, None))?;
         Ok(Self { volume, primary: None, store, objects: RefCell::new(objects) })
     }
 
@@ -105,7 +120,8 @@ impl Source {
     /// Lists the objects again: a running volume archives segments meanwhile.
     pub(super) fn refresh(&self) -> Result<(), HistoryError> {
         if let Some(store) = &self.store {
-            *self.objects.borrow_mut() = list(store, &self.volume)?;
+            let tail = self.primary.as_ref().and_then(View::tail);
+            *self.objects.borrow_mut() = list(store, &self.volume, tail)?;
         }
         Ok(())
     }
@@ -117,19 +133,29 @@ impl Source {
             segment: name.segment,
             archive: self.archive_word(),
         })?;
-        let segment = ArchivedSegment::open(store, name, Some(&self.volume))
-            .map_err(|source| HistoryError::DamagedObject { segment: name.segment, source })?;
-        let (here, there) = (self.volume.geometry, segment.volume().geometry);
-        if there.segment_blocks != here.segment_blocks {
-            let source = FormatError::Field {
-                what: "archive object header",
-                field: "segment blocks",
-                value: u64::from(there.segment_blocks),
-            };
-            let source = crate::archive::ArchiveError::Object { name: *name, source: source.into() };
-            return Err(HistoryError::DamagedObject { segment: name.segment, source });
-        }
-        Ok(segment)
+        open_in(store, &self.volume, name)
+    }
+
+    /// The summaries of the objects of `segments` that are in no slot, read a few at a time: a store may take its time for
+    /// each.
+    pub(super) fn summaries_of(&self, segments: &[SegmentNumber]) -> Summaries {
+        let Some(store) = &self.store else { return Summaries::new() };
+        let here = |segment: &&SegmentNumber| {
+            self.primary.as_ref().is_some_and(|view| view.slots.found.contains_key(*segment))
+        };
+        let names: Vec<ObjectName> =
+            segments.iter().filter(|segment| !here(segment)).flat_map(|segment| self.objects_of(*segment)).collect();
+        let volume = &self.volume;
+        // What cannot be read now is tried again by whoever wants it, who then says why.
+        let read = |names: &[ObjectName]| -> Vec<(ObjectName, Arc<Summary>)> {
+            let summary = |name| open_in(store, volume, name).map(|object| Arc::new(object.summary().clone()));
+            names.iter().filter_map(|name| Some((*name, summary(name).ok()?))).collect()
+        };
+        std::thread::scope(|scope| {
+            let share = names.len().div_ceil(READERS).max(1);
+            let readers: Vec<_> = names.chunks(share).map(|names| scope.spawn(move || read(names))).collect();
+            readers.into_iter().filter_map(|reader| reader.join().ok()).flatten().collect()
+        })
     }
 
     /// What to say of the archive when a segment is in neither place.
@@ -138,8 +164,16 @@ impl Source {
             (Some(_), Some(_)) => " and is not in the archive",
             (Some(_), None) => " and from the archive",
             (None, _) if self.volume.backing == "none" => ", and the volume keeps no archive",
-            (None, _) => ", and the archive cannot be reached",
+            (None, _) => "",
         }
+    }
+
+    /// What is not found may be in an archive that cannot be reached: then nobody knows that it is gone.
+    pub(super) fn judged(&self, error: HistoryError) -> HistoryError {
+        if self.store.is_none() && self.volume.backing != "none" && error.is_no_point() {
+            return HistoryError::Unreachable { what: error.to_string(), store: self.volume.backing.clone() };
+        }
+        error
     }
 
     /// The summary of `segment`, from its slot or else from its object; with `successor` that of the right candidate.
@@ -147,6 +181,16 @@ impl Source {
         &self,
         segment: SegmentNumber,
         successor: Option<Checksum>,
+    ) -> Result<Option<Located>, HistoryError> {
+        self.locate_among(segment, successor, &Summaries::new())
+    }
+
+    /// The same; `read` has summaries of objects that have been read already.
+    pub(super) fn locate_among(
+        &self,
+        segment: SegmentNumber,
+        successor: Option<Checksum>,
+        read: &Summaries,
     ) -> Result<Option<Located>, HistoryError> {
         let mut trouble = None;
         let fits = |summary: &Summary| successor.is_none_or(|checksum| checksum == summary.last_checksum);
@@ -161,9 +205,13 @@ impl Source {
             }
         }
         for name in self.objects_of(segment) {
-            match self.open_object(&name) {
-                Ok(object) if sound(object.summary(), segment) && fits(object.summary()) => {
-                    return Ok(Some(Located { summary: Arc::new(object.summary().clone()), slot: None }));
+            let summary = match read.get(&name) {
+                Some(summary) => Ok(Arc::clone(summary)),
+                None => self.open_object(&name).map(|object| Arc::new(object.summary().clone())),
+            };
+            match summary {
+                Ok(summary) if sound(&summary, segment) && fits(&summary) => {
+                    return Ok(Some(Located { summary, slot: None }));
                 }
                 Ok(_) => trouble = Some(HistoryError::Chain { segment }),
                 Err(error) => trouble = Some(error),
@@ -181,13 +229,43 @@ impl Source {
     }
 }
 
-fn list(store: &Arc<dyn Store>, volume: &Superblock) -> Result<BTreeMap<SegmentNumber, Vec<ObjectName>>, HistoryError> {
-    let mut objects: BTreeMap<SegmentNumber, Vec<ObjectName>> = BTreeMap::new();
-    for (name, _) in store.list()?.into_iter().rev() {
-        if name.history == volume.history && name.part == 0 {
-            objects.entry(name.segment).or_default().push(name);
-        }
+fn open_in(store: &Arc<dyn Store>, volume: &Superblock, name: &ObjectName) -> Result<ArchivedSegment, HistoryError> {
+    let segment = ArchivedSegment::open(store, name, Some(volume))
+        .map_err(|source| HistoryError::DamagedObject { segment: name.segment, source })?;
+    let (here, there) = (volume.geometry, segment.volume().geometry);
+    if there.segment_blocks != here.segment_blocks {
+        let source = FormatError::Field {
+            what: "archive object header",
+            field: "segment blocks",
+            value: u64::from(there.segment_blocks),
+        };
+        let source = crate::archive::ArchiveError::Object { name: *name, source: source.into() };
+        return Err(HistoryError::DamagedObject { segment: name.segment, source });
     }
+    Ok(segment)
+}
+
+/// The objects of the volume's history, without those of a past that was given up: an older epoch behind a newer one, which
+/// may be that of the primary's last segment, `tail`.
+fn list(
+    store: &Arc<dyn Store>,
+    volume: &Superblock,
+    tail: Option<(SegmentNumber, u64)>,
+) -> Result<BTreeMap<SegmentNumber, Vec<ObjectName>>, HistoryError> {
+    let list = store.list()?.into_iter().map(|(name, _)| name);
+    let mut objects: BTreeMap<SegmentNumber, Vec<ObjectName>> = BTreeMap::new();
+    for name in list.filter(|name| name.history == volume.history && name.part == 0) {
+        objects.entry(name.segment).or_default().insert(0, name);
+    }
+    // Epochs only grow along the log.
+    let mut before = 0;
+    for (segment, names) in &mut objects {
+        let (_, epoch) = tail.filter(|(last, _)| last <= segment).unwrap_or_default();
+        before = epoch.max(before);
+        names.retain(|name| name.epoch >= before);
+        before = names.first().map_or(before, |name| name.epoch.max(before));
+    }
+    objects.retain(|_, names| !names.is_empty());
     Ok(objects)
 }
 

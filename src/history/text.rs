@@ -1,7 +1,7 @@
 //! Times as people write and read them.
 
 /// RFC 3339, UTC, with as many digits as it takes.
-pub(super) fn rfc3339(time_ns: i64) -> String {
+pub fn rfc3339(time_ns: i64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(time_ns)).map_or_else(|_| time_ns.to_string(), |time| time.to_string())
 }
 

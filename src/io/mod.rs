@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use buffer::{Arena, Buffer};
 pub use executor::Executor;
 pub use signal::Signal;
-pub use uring::{OwnRing, Primary, PrimaryError, Ring, UringDevice, UringPlatform, is_temporary};
+pub use uring::{Bench, OwnRing, Primary, PrimaryError, Ring, UringDevice, UringPlatform, is_temporary};
 
 /// A raw device: reads and writes of whole blocks at byte offsets that are multiples of the block size.
 ///

@@ -20,7 +20,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Buffer, Device, Executor, Platform};
 
+mod bench;
 mod primary;
+pub use bench::Bench;
 pub use primary::{Primary, PrimaryError};
 
 /// Marks our own completions in the 64 bits of user data; libublk calls it the target bit.

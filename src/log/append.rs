@@ -279,6 +279,9 @@ impl State {
         self.last_time_ns = time_ns;
         let durable_through = self.durable;
         self.recorded = durable_through;
+        if self.head.position() == self.head.header.first_position {
+            self.table.get_mut(self.head.slot).first_time_ns = time_ns;
+        }
         if self.head.is_eventful() {
             self.eventful = self.head.position();
         }

@@ -148,10 +148,26 @@ impl<P: Platform> Log<P> {
                 // Best effort: a device that cannot discard keeps old bytes, which no reader takes for new ones.
                 let _ = log.0.device.discard(start, geometry.segment_bytes() as u64).await;
                 log.0.state.borrow_mut().table.recycle(slot);
+                log.0.state.borrow_mut().forget_points();
                 log.0.roll.notify();
                 log.0.space.notify();
             });
         }
+    }
+
+    /// Synch points that can be restored: of those on the primary when the log was opened, and marked since.
+    pub fn points(&self) -> u64 {
+        let mut state = self.0.state.borrow_mut();
+        state.forget_points();
+        let archived = if self.0.store.is_some() { state.archive.points } else { 0 };
+        archived + state.points.len() as u64
+    }
+
+    /// The times of the oldest and the newest batch that can be restored from the primary alone.
+    pub fn window(&self) -> Option<(i64, i64)> {
+        let state = self.0.state.borrow();
+        let (_, oldest) = state.table.restorable_from()?;
+        Some((oldest.first_time_ns.min(state.last_time_ns), state.last_time_ns))
     }
 
     /// Segments that wait for the archiver or are with it, and the age of the oldest.
@@ -237,6 +253,15 @@ impl State {
         let through = self.unneeded_through(volume).unwrap_or_default().min(self.archive.through);
         let mut stuck = self.table.segments().filter(|(_, info)| info.life == Life::Inactive && info.archived);
         self.table.free_slots() <= 1 && stuck.any(|(segment, _)| self.archive.recorded < segment && segment <= through)
+    }
+
+    /// Forgets the points for which a segment has left the primary: with a store they are in the archive, otherwise gone.
+    fn forget_points(&mut self) {
+        let Some((_, oldest)) = self.table.restorable_from() else { return };
+        let first = oldest.first_position;
+        let gone = self.points.partition_point(|mark| mark.point < first.0);
+        self.points.drain(..gone);
+        self.archive.points += gone as u64;
     }
 
     fn note_archived_through(&mut self) {

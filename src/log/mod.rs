@@ -97,6 +97,8 @@ pub struct ArchiveState {
     pub through: SegmentNumber,
     /// Every segment up to here is archived and a durable header says so.
     pub recorded: SegmentNumber,
+    /// Synch points that need segments which have left the primary.
+    pub points: u64,
 }
 
 struct State {
@@ -125,6 +127,7 @@ struct State {
     /// Archived-through positions of headers that are not durable yet.
     archive_claims: VecDeque<(Position, SegmentNumber)>,
     counters: Counters,
+    /// Synch points that the primary alone can restore, oldest first.
     points: Vec<SynchMark>,
     spare_buffers: Vec<Buffer>,
     planning: bool,
@@ -253,11 +256,6 @@ impl<P: Platform> Log<P> {
 
     pub fn counters(&self) -> Counters {
         self.0.state.borrow().counters
-    }
-
-    /// Synch points in the segments on the primary, and those marked since the log was opened.
-    pub fn points(&self) -> Vec<SynchMark> {
-        self.0.state.borrow().points.clone()
     }
 
     /// Looks at the archiver's state.

@@ -535,6 +535,7 @@ fn continue_head(
     }
     let info_first = last.header.first_position;
     rebuilt.table.adopt(last.slot, last.header.segment, Life::Current, info_first);
+    rebuilt.table.get_mut(last.slot).first_time_ns = first_time(summary);
     rebuilt.apply(summary, &volume.geometry, last.slot)?;
     let mut summary = summary.clone();
     let mut end = tail.walk.end;
@@ -555,6 +556,11 @@ fn adopt(table: &mut Table, found: Found, summary: &Summary, archived: bool) {
     let info = table.get_mut(found.slot);
     (info.epoch, info.last_position) = (summary.epoch, summary.last_position());
     (info.sealed, info.archived) = (true, archived);
+    info.first_time_ns = first_time(summary);
+}
+
+fn first_time(summary: &Summary) -> i64 {
+    summary.batches.first().map_or(i64::MAX, |batch| batch.time_ns())
 }
 
 /// Segments older than the tail needs: inactive, waiting for the archiver. Archived ones are nobody's, their slots free.
@@ -570,6 +576,7 @@ fn adopt_old(table: &mut Table, tail: &Tail, archived: SegmentNumber) {
         info.epoch = found.header.epoch;
         info.last_position = found.header.first_position;
         (info.sealed, info.durable) = (true, true);
+        info.first_time_ns = found.header.time_ns;
     }
 }
 

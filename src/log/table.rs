@@ -34,6 +34,8 @@ pub struct SlotInfo {
     pub live: u32,
     pub first_position: Position,
     pub last_position: Position,
+    /// Time of the segment's first batch, nanoseconds since 1970; without one the end of time.
+    pub first_time_ns: i64,
     pub archived: bool,
     /// With an archiver now.
     pub archiving: bool,
@@ -57,6 +59,7 @@ impl SlotInfo {
             live: 0,
             first_position,
             last_position: first_position.previous(),
+            first_time_ns: i64::MAX,
             archived: false,
             archiving: false,
             sealed: false,
@@ -124,6 +127,21 @@ impl Table {
     /// The segments on the primary, oldest first.
     pub fn segments(&self) -> impl DoubleEndedIterator<Item = (SegmentNumber, &SlotInfo)> {
         self.by_segment.iter().map(|(segment, slot)| (*segment, self.get(*slot)))
+    }
+
+    /// The oldest segment of which every position can be rebuilt from what is on the primary: W segments before it are
+    /// there, or all there ever were.
+    pub fn restorable_from(&self) -> Option<(SegmentNumber, &SlotInfo)> {
+        let kept = self.segments().rev().take_while(|(_, info)| info.life != Life::Leaving);
+        let mut next = None;
+        let unbroken = kept.take_while(|(segment, _)| {
+            let follows = next.is_none_or(|next| segment.plus(1) == next);
+            next = Some(*segment);
+            follows
+        });
+        let oldest = unbroken.last()?.0;
+        let first = if oldest.0 == 1 { oldest } else { oldest.plus(u64::from(self.geometry.working_set)) };
+        self.slot_of(first).map(|slot| (first, self.get(slot)))
     }
 
     /// Slots that are free.

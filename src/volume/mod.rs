@@ -48,6 +48,8 @@ struct Shared<P: Platform> {
     closing: Cell<bool>,
     read_errors: Cell<u64>,
     read_bytes: Cell<u64>,
+    /// Time of the oldest position that the archive can restore, when it could be asked at open.
+    archived_from_ns: Option<i64>,
 }
 
 impl<P: Platform> Clone for Volume<P> {

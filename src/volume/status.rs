@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Volume;
 use crate::format::{ArchiveAt, BLOCK_BYTES};
+use crate::history::rfc3339;
 use crate::io::Platform;
 use crate::log::{Life, Table};
 
@@ -56,8 +57,9 @@ pub struct Status {
     pub log_bytes_written: u64,
     pub bytes_archived: u64,
     pub compression_ratio: f64,
+    /// Synch points that can be restored: of those on the primary at attach, and marked since.
     pub points: u64,
-    /// RFC 3339 time of the oldest and newest synch point that can be restored.
+    /// RFC 3339 times of the oldest and the newest position that can be restored, from primary and archive.
     pub oldest_restorable: Option<String>,
     pub newest_restorable: Option<String>,
     /// The log position of the newest batch, and of the newest that is known to be durable.
@@ -82,7 +84,7 @@ impl<P: Platform> Volume<P> {
         let volume = self.superblock();
         let geometry = &volume.geometry;
         let counters = log.counters();
-        let points = log.points();
+        let window = self.window();
         let (completed, durable) = log.positions();
         let (segments, mapped, free) = log.look(|index, table| (counts(table), index.mapped(), table.free_slots()));
         let user = counters.user_blocks.max(1) as f64;
@@ -110,9 +112,9 @@ impl<P: Platform> Volume<P> {
             log_bytes_written: bytes(logged),
             bytes_archived: counters.archived_bytes,
             compression_ratio: if counters.archived_bytes == 0 { 0.0 } else { ratio },
-            points: points.len() as u64,
-            oldest_restorable: points.first().map(|mark| rfc3339(mark.time_ns)),
-            newest_restorable: points.last().map(|mark| rfc3339(mark.time_ns)),
+            points: log.points(),
+            oldest_restorable: window.map(|(oldest, _)| rfc3339(oldest)),
+            newest_restorable: window.map(|(_, newest)| rfc3339(newest)),
             position: completed.0,
             durable_position: durable.0,
             epoch: log.epoch(),
@@ -124,6 +126,12 @@ impl<P: Platform> Volume<P> {
             copied_blocks: counters.copied_blocks,
             overhead_blocks: counters.overhead_blocks,
         }
+    }
+
+    /// The times between which any moment can be restored. What is in the archive stays there.
+    fn window(&self) -> Option<(i64, i64)> {
+        let (oldest, newest) = self.0.log.window()?;
+        Some((self.0.archived_from_ns.map_or(oldest, |archived| archived.min(oldest)), newest))
     }
 
     fn state(&self, free_slots: usize) -> &'static str {
@@ -157,11 +165,6 @@ impl<P: Platform> Volume<P> {
 
 fn bytes(blocks: u64) -> u64 {
     blocks * BLOCK_BYTES as u64
-}
-
-/// A time of the log as people write it.
-pub fn rfc3339(time_ns: i64) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(time_ns)).map_or_else(|_| time_ns.to_string(), |time| time.to_string())
 }
 
 fn counts(table: &Table) -> SegmentCounts {

@@ -167,6 +167,7 @@ fn superblock(arguments: &Arguments, primary_blocks: u64, volume_blocks: u64) ->
         archive_at: ArchiveAt::Seal,
         compression: Compression::Auto,
         clean_close: None,
+        accepted_loss: None,
         name: "bench".to_owned(),
         backing: if arguments.store.is_some() { "dir:/bench" } else { "none" }.to_owned(),
     }

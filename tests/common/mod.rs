@@ -64,6 +64,7 @@ impl Shape {
             archive_at: self.archive_at,
             compression: Compression::Auto,
             clean_close: None,
+            accepted_loss: None,
             name: "test".to_owned(),
             backing: if self.backing { "dir:/memory" } else { "none" }.to_owned(),
         }

@@ -79,6 +79,7 @@ impl Rig {
             archive_at,
             compression: Compression::Auto,
             clean_close: None,
+            accepted_loss: None,
             name: "test".to_owned(),
             backing: spec.to_string(),
         };
@@ -204,6 +205,13 @@ impl Rig {
         self.serve(Operation::Flush, 0, 0, None);
     }
 
+    /// Lets the engine's own tasks go on for a while.
+    pub fn idle(&self) {
+        use salvol::io::Platform;
+        let platform = self.platform.clone();
+        self.platform.block_on(async move { platform.sleep(Duration::from_millis(10)).await }).unwrap();
+    }
+
     /// Lets the archiver finish what it may.
     pub fn settle(&mut self) {
         for _ in 0..500 {
@@ -211,13 +219,7 @@ impl Rig {
             if status.archive.queue == 0 {
                 return;
             }
-            let platform = self.platform.clone();
-            self.platform
-                .block_on(async move {
-                    use salvol::io::Platform;
-                    platform.sleep(Duration::from_millis(10)).await;
-                })
-                .unwrap();
+            self.idle();
         }
         panic!("the archiver does not finish: {:?}", self.engine().status().archive);
     }

@@ -39,6 +39,7 @@ pub(super) fn volume(segment_blocks: u32) -> Superblock {
         archive_at: ArchiveAt::Seal,
         compression: Compression::Auto,
         clean_close: None,
+        accepted_loss: None,
         name: "test".to_owned(),
         backing: "dir:/backup/test".to_owned(),
     }

@@ -38,6 +38,8 @@ pub enum PrimaryError {
 enum Access {
     /// For its one owner: locked, by O_EXCL on a device and by flock on the open file.
     Own,
+    /// To read it while nobody owns it: locked, and write-protected disks will do.
+    Hold,
     /// To look at, whoever owns it.
     Look,
 }
@@ -69,6 +71,14 @@ impl Primary {
         }
     }
 
+    /// Opens the primary at `path` to read it, and takes its lock.
+    ///
+    /// # Errors
+    /// See [`PrimaryError`]; `Busy` when somebody owns it.
+    pub fn hold(path: &Path) -> Result<Self, PrimaryError> {
+        Self::open(path, Access::Hold)
+    }
+
     /// Opens the primary at `path` to read it, without a lock.
     ///
     /// # Errors
@@ -92,7 +102,7 @@ impl Primary {
             return Err(PrimaryError::Kind { path: path.to_owned() });
         }
         let device = kind.is_block_device();
-        let exclusive = if device && access == Access::Own { libc::O_EXCL } else { 0 };
+        let exclusive = if device && access != Access::Look { libc::O_EXCL } else { 0 };
         let file = OpenOptions::new()
             .read(true)
             .write(access == Access::Own)
@@ -104,7 +114,7 @@ impl Primary {
             })?;
         let bytes = size(&file, device).map_err(fail)? / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         let file = match access {
-            Access::Own => lock(file).map_err(|error| fail(error.into()))?,
+            Access::Own | Access::Hold => lock(file).map_err(|error| fail(error.into()))?,
             Access::Look => file.into(),
         };
         let primary = Self { path: path.to_owned(), file, bytes, device };

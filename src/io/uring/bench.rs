@@ -1,0 +1,56 @@
+//! I/O on a primary from a plain thread, which waits for it: for commands that no daemon serves.
+
+use std::future::Future;
+use std::io;
+
+use super::{OwnRing, Primary, UringDevice, UringPlatform};
+use crate::format::BLOCK_BYTES;
+use crate::io::{Buffer, Device};
+
+/// Submissions of the ring: a scan has 32 reads in flight.
+const RING_ENTRIES: u32 = 64;
+
+/// A primary on a ring of its own.
+#[derive(Clone)]
+pub struct Bench {
+    pub platform: UringPlatform<OwnRing>,
+    pub device: UringDevice<OwnRing>,
+}
+
+impl Bench {
+    /// A ring for `primary`.
+    ///
+    /// # Errors
+    /// When the kernel has no io_uring or forbids it.
+    pub fn new(primary: Primary) -> io::Result<Self> {
+        let platform = UringPlatform::new(OwnRing::new(RING_ENTRIES)?, 1)?;
+        let device = UringDevice::new(platform.clone(), primary);
+        Ok(Self { platform, device })
+    }
+
+    /// Runs `future` to its end.
+    ///
+    /// # Errors
+    /// When the ring fails.
+    pub fn wait<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> io::Result<T> {
+        self.platform.block_on(future)
+    }
+
+    /// Reads one block.
+    ///
+    /// # Errors
+    /// The I/O error.
+    pub fn block(&self, at: u64) -> io::Result<Buffer> {
+        let block = Buffer::new(BLOCK_BYTES)?;
+        self.fill(at, &block).map(|()| block)
+    }
+
+    /// Fills `into` from byte `at`.
+    ///
+    /// # Errors
+    /// The I/O error.
+    pub fn fill(&self, at: u64, into: &Buffer) -> io::Result<()> {
+        let (device, into) = (self.device.clone(), into.clone());
+        self.wait(async move { device.read(at, into).await })?
+    }
+}
