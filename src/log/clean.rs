@@ -34,7 +34,7 @@ struct Group {
 }
 
 /// Where the cleaner is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Cleaner {
     /// The share of the current segment that goes to copies.
     share: f64,
@@ -48,10 +48,34 @@ pub(super) struct Cleaner {
     listing: bool,
     reading: usize,
     ready: VecDeque<Group>,
+    /// Memory for the groups that there may be.
     spare: Vec<Buffer>,
 }
 
+/// Blocks of a group's memory: the gaps that its reads run over are read too.
+const GROUP_BUFFER_BLOCKS: usize = 2 * COPY_GROUP_BLOCKS;
+
 impl Cleaner {
+    /// A cleaner that has nothing to do yet.
+    ///
+    /// # Errors
+    /// When the system gives no memory.
+    pub(super) fn new() -> std::io::Result<Self> {
+        let bytes = GROUP_BUFFER_BLOCKS * BLOCK_BYTES;
+        let memory = Buffer::new(COPY_GROUPS_AHEAD * bytes)?;
+        Ok(Self {
+            share: 0.0,
+            copied: 0.0,
+            limit: SegmentNumber(0),
+            segment: SegmentNumber(0),
+            list: VecDeque::new(),
+            listing: false,
+            reading: 0,
+            ready: VecDeque::new(),
+            spare: (0..COPY_GROUPS_AHEAD).map(|rank| memory.part(rank * bytes, bytes)).collect(),
+        })
+    }
+
     /// A new segment begins, of which `share` goes to copies of segments up to `limit`.
     pub(super) fn begin_segment(&mut self, share: f64, limit: SegmentNumber) {
         (self.share, self.copied, self.limit) = (share, 0.0, limit);
@@ -269,8 +293,8 @@ impl State {
             self.cleaner.list.clear();
             return None;
         };
+        let data = self.cleaner.spare.pop()?;
         let mut candidates: VecDeque<Candidate> = VecDeque::new();
-        let buffer_blocks = 2 * COPY_GROUP_BLOCKS as u32;
         let (mut span, mut before) = (0, None);
         while candidates.len() < COPY_GROUP_BLOCKS {
             let Some(&(block, found)) = self.cleaner.list.front() else { break };
@@ -278,7 +302,7 @@ impl State {
                 if let Some(place) = found.place() {
                     let gap = before.map_or(0, |before: Place| place.0 - before.0 - 1);
                     span += 1 + if gap <= COPY_GAP_BLOCKS { gap } else { 0 };
-                    if span > buffer_blocks {
+                    if span > GROUP_BUFFER_BLOCKS as u32 {
                         break;
                     }
                     before = Some(place);
@@ -288,12 +312,9 @@ impl State {
             self.cleaner.list.pop_front();
         }
         if candidates.is_empty() {
+            self.cleaner.spare.push(data);
             return None;
         }
-        let data = match self.cleaner.spare.pop() {
-            Some(data) => data,
-            None => Buffer::new(buffer_blocks as usize * BLOCK_BYTES).ok()?,
-        };
         self.table.get_mut(slot).readers += 1;
         self.cleaner.reading += 1;
         Some(Group { segment: self.cleaner.segment, slot, candidates, data })
@@ -334,7 +355,14 @@ impl State {
     /// again is another one.
     fn drop_outlived(&mut self) {
         let Self { table, cleaner, .. } = self;
-        cleaner.ready.retain_mut(|group| table.slot_of(group.segment) == Some(group.slot));
+        let Cleaner { ready, spare, .. } = cleaner;
+        ready.retain(|group| {
+            let there = table.slot_of(group.segment) == Some(group.slot);
+            if !there {
+                spare.push(group.data.clone());
+            }
+            there
+        });
     }
 
     /// A segment that is nearly all live fits into another only in full batches: no header is spent on less.

@@ -365,7 +365,7 @@ fn fresh(volume: &Superblock, wall_ns: i64) -> Result<State, ReplayError> {
     let mut table = Table::new(volume.geometry);
     let index = Index::new(volume.geometry.volume_blocks)?;
     let head = begin(volume, &mut table, SegmentNumber(1), Position(1), Checksum::default(), Position(0), wall_ns)?;
-    Ok(state(index, table, head, Position(0), SegmentNumber(0), Vec::new(), wall_ns))
+    state(index, table, head, Position(0), SegmentNumber(0), Vec::new(), wall_ns)
 }
 
 fn begin(
@@ -404,16 +404,16 @@ fn state(
     archived: SegmentNumber,
     points: Vec<crate::format::SynchMark>,
     last_time_ns: i64,
-) -> State {
+) -> Result<State, ReplayError> {
     let completed = head.last_position();
     table.get_mut(head.slot).buffer = Some(head.buffer().clone());
     // An open entry that is about to be replaced is durable, and gone.
     let durable = durable.min(completed);
-    State {
+    Ok(State {
         index,
         table,
         head,
-        cleaner: super::Cleaner::default(),
+        cleaner: super::Cleaner::new()?,
         completed,
         acks: VecDeque::new(),
         spare_wakers: Vec::new(),
@@ -432,7 +432,7 @@ fn state(
         points,
         spare_buffers: Vec::new(),
         planning: true,
-    }
+    })
 }
 
 /// Makes what was rejected unreadable for good, and writes the summaries that a crash kept from the device.
@@ -506,7 +506,7 @@ async fn rebuild<D: Device>(
     let head = continue_head(volume, &mut rebuilt, &tail, wall_ns, archived)?;
     let Rebuilt { index, table, points, last_time_ns } = rebuilt;
     let archived = archived.min(SegmentNumber(head.header.segment.0 - 1));
-    let mut state = state(index, table, head, tail.durable, archived, points, last_time_ns);
+    let mut state = state(index, table, head, tail.durable, archived, points, last_time_ns)?;
     state.eventful = state.completed;
     Ok(state)
 }

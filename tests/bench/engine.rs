@@ -196,12 +196,14 @@ fn bandwidth(machine: &Machine, device: &UringDevice<OwnRing>, size: usize, flig
     let left = Rc::new(Cell::new(flight));
     let next = Rc::new(Cell::new(0_u64));
     let span = device.bytes() / size as u64 - 1;
+    // One piece of memory, as large as the engine's own, so that pages cost the same.
+    let memory = Buffer::new((size * flight).max(16 << 20)).unwrap();
     for number in 0..flight {
+        let buffer = memory.part(number * size, size);
         let (device, moved, stop, left, next) =
             (device.clone(), Rc::clone(&moved), Rc::clone(&stop), Rc::clone(&left), Rc::clone(&next));
         let mut dice = Dice::new(number as u64 + 99);
         machine.spawn(async move {
-            let buffer = Buffer::new(size).unwrap();
             buffer.write(|bytes| bytes.fill_with(|| dice.bits() as u8));
             while !stop.get() {
                 if write {
@@ -351,8 +353,9 @@ fn report(
     let amplification = (user + copied) / user;
     let header = overhead / (user + copied);
     let expected = formula(arguments.utilisation, header, header);
-    // The log's own sizes: a batch of so many blocks, two in flight; cleaning reads of so many blocks, four groups.
-    let batch = ((user + copied) / batches + 1.0).round().max(1.0) as usize * BLOCK_BYTES;
+    // The workload's own bytes in flight, as two writes; cleaning reads as long as they were, four groups in flight.
+    let flight = arguments.depth as f64 * amplification * (1.0 + header);
+    let batch = (flight / 2.0).round().max(1.0) as usize * BLOCK_BYTES;
     let read = (copied / reads.max(1.0)).round().max(1.0) as usize * BLOCK_BYTES;
     let flight = (copied / reads.max(1.0)).recip() * 32.0 * 4.0;
     let write_rate = bandwidth(&run.machine, device, batch, 2, true);
@@ -377,11 +380,13 @@ fn report(
         "amplification": amplification,
         "formula": expected,
         "header_share": header,
-        "batch_bytes": batch,
+        "batch_bytes": ((user + copied) / batches + 1.0).round() * BLOCK_BYTES as f64,
+        "measured_write_bytes": batch,
         "write_mb_s": write_rate / 1e6,
         "cleaning_read_bytes": read,
         "read_mb_s": if read_rate.is_finite() { read_rate / 1e6 } else { 0.0 },
         "p50_us": percentile(&latencies, 0.5),
+        "p90_us": percentile(&latencies, 0.9),
         "p99_us": percentile(&latencies, 0.99),
         "p9999_us": percentile(&latencies, 0.9999),
         "max_us": percentile(&latencies, 1.0),
