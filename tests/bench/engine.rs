@@ -24,6 +24,7 @@ use salvol::volume::{OpenOptions, Operation, Request, Volume};
 type Machine = UringPlatform<OwnRing>;
 
 #[derive(Parser, Clone)]
+#[command(args_override_self = true)]
 struct Arguments {
     /// The file to use; made, and written through, when it is missing or too small.
     #[arg(long)]
