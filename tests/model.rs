@@ -269,3 +269,33 @@ fn a_clean_close_is_durable() {
         }
     }
 }
+
+/// Attaching and detaching take up the log too, and may do so when hardly any room is left for the copies that are due: at
+/// every offset in a segment, more often than control entries fit behind it.
+#[test]
+fn attaching_and_detaching_at_every_offset() {
+    for shape in [SHAPE, Shape { backing: false, slots: 10, ..SHAPE }, Shape { slots: 10, ..SHAPE }] {
+        let disk = shape.disk();
+        let store = store_of(&shape);
+        let model = Rc::new(Model::default());
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        assert_eq!(hammer(&platform, &volume, &model, 1, 4, 200, Mix::default()), Ended::Done);
+        let closing = volume.clone();
+        platform.block_on(async move { closing.close().await.unwrap() }).unwrap();
+        platform.halt();
+        for round in 0..700 {
+            let platform = SimulatedPlatform::new(round, disk.clone());
+            let volume = open(&platform, &store).unwrap().unwrap();
+            let visit = async move {
+                if round % 12 == 0 {
+                    put(&volume, round % 250..round % 250 + 1, round + 1).await;
+                }
+                volume.close().await.unwrap();
+            };
+            platform.block_on(visit).unwrap_or_else(|| panic!("{shape:?} round {round}: stuck"));
+            platform.halt();
+            disk.stop_machine();
+        }
+    }
+}

@@ -4,8 +4,8 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::limits::{KEPT_AT_CLOSE, THROTTLE_STEP, control_reserve};
-use super::{Ack, Log, LogError, State};
+use super::limits::THROTTLE_STEP;
+use super::{Ack, Keep, Log, LogError, State};
 use crate::format::{BLOCK_BYTES, BatchHeader, Block, Entry, Position, Superblock, SynchMark};
 use crate::index::Mapping;
 use crate::io::{Device, Platform};
@@ -75,12 +75,11 @@ impl<P: Platform> Log<P> {
             state.check()?;
             return Ok(state.head.position_to_await());
         }
-        let keep = control_reserve(self.0.volume.geometry.segment_blocks);
-        self.place_control(Entry::range(block, count, zero), keep).await
+        self.place_control(Entry::range(block, count, zero), Keep::Reserve).await
     }
 
-    /// Places an entry without data that may use the room kept for control entries, down to `keep` blocks.
-    pub(super) async fn place_control(&self, entry: Entry, keep: u32) -> Result<Position, LogError> {
+    /// Places an entry without data that may use the room kept for control entries, down to what it must `keep`.
+    pub(super) async fn place_control(&self, entry: Entry, keep: Keep) -> Result<Position, LogError> {
         self.control(0, 0, keep, |state| state.place_without_data(entry)).await
     }
 
@@ -88,8 +87,7 @@ impl<P: Platform> Log<P> {
     pub async fn mark(&self, label: String, info: String) -> Result<SynchMark, LogError> {
         let bytes = SynchMark { point: 0, time_ns: 0, label: label.clone(), info: info.clone() }.encode().len();
         let time_ns = self.0.platform.wall_ns();
-        let keep = control_reserve(self.0.volume.geometry.segment_blocks);
-        self.control(1, bytes, keep, move |state| {
+        self.control(1, bytes, Keep::Reserve, move |state| {
             if state.head.open_has_synch() {
                 return None;
             }
@@ -108,7 +106,7 @@ impl<P: Platform> Log<P> {
         &self,
         data: u32,
         synch_bytes: usize,
-        keep: u32,
+        keep: Keep,
         mut place: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<T, LogError> {
         let placed = self
@@ -126,7 +124,7 @@ impl<P: Platform> Log<P> {
                 if state.head.room_for_control(data, synch_bytes, promise) {
                     return place(&mut state).map(Ok);
                 }
-                if state.fail_waiting && keep > KEPT_AT_CLOSE {
+                if state.fail_waiting && keep == Keep::Reserve {
                     return Some(Err(LogError::Closing));
                 }
                 state.roll_wanted = true;

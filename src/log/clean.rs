@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use futures_util::future::join_all;
 
-use super::limits::{COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, control_reserve};
+use super::limits::{COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD};
 use super::{Log, Promise, State, scan};
 use crate::format::{BATCH_ENTRIES_MAX, BLOCK_BYTES, Block, Entry, Place, SegmentNumber, Slot, Superblock, block_crc};
 use crate::index::Mapping;
@@ -331,8 +331,8 @@ impl State {
         if !due {
             return false;
         }
-        let reserve = control_reserve(volume.geometry.segment_blocks);
-        if hard && !self.head.fits_copies_loosely(must) {
+        let reserve = self.reserve(volume);
+        if hard && !self.head.fits_loosely(Promise { copies: must, control: reserve }) {
             return self.place_densely(leaving, reserve);
         }
         let want = group.candidates.len() as u32;

@@ -1,7 +1,7 @@
 //! Flushing: one device flush for everybody who waits, submitted after they asked.
 
 use super::limits::IDLE_RECORD;
-use super::{Log, LogError, State};
+use super::{Keep, Log, LogError, State};
 use crate::format::{Entry, Position};
 use crate::io::{Device, Platform};
 
@@ -121,13 +121,13 @@ impl<P: Platform> Log<P> {
         // When there is no room, or the log stops meanwhile, the claim is simply not recorded.
         let fits = {
             let state = self.0.state.borrow();
-            let promise = state.control_promise(&self.0.volume, 0);
+            let promise = state.control_promise(&self.0.volume, Keep::Blocks(0));
             state.check().is_ok() && state.head.room_for_control(0, 0, promise)
         };
         if !fits {
             return;
         }
-        if let Ok(position) = self.place_control(Entry::noop(), 0).await
+        if let Ok(position) = self.place_control(Entry::noop(), Keep::Blocks(0)).await
             && self.acknowledged(position).await.is_ok()
         {
             let _ = self.flush().await;

@@ -9,7 +9,7 @@
 //! once, with its checksum; closing the batch writes its header in front. What is *promised* is room that only the
 //! copies of the segment being cleaned may use, and a little that only synch, open and close may.
 
-use super::limits::{COPY_GROUP_BLOCKS, control_reserve};
+use super::limits::COPY_GROUP_BLOCKS;
 use crate::format::{
     BATCH_ENTRIES_MAX, BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Entry, EntryKind, Geometry, Offset, Place,
     Position, SegmentHeader, Slot, Summary, Superblock, SynchMark, block_crc, summary_blocks,
@@ -147,9 +147,9 @@ impl Head {
         self.batch_room() > 0 && self.fits(data, 1, synch_bytes, promise)
     }
 
-    /// Whether `copies` more blocks fit when they are packed in full batches, nothing else counted.
-    pub fn fits_copies_loosely(&self, copies: u32) -> bool {
-        self.fits(0, 0, 0, Promise { copies, control: control_reserve(self.geometry.segment_blocks) })
+    /// Whether what is promised fits when it is packed in groups.
+    pub fn fits_loosely(&self, promise: Promise) -> bool {
+        self.fits(0, 0, 0, promise)
     }
 
     fn fits(&self, data: u32, entries: u32, synch_bytes: usize, promise: Promise) -> bool {

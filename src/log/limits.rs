@@ -31,7 +31,7 @@ pub const THROTTLE_STEP: Duration = Duration::from_millis(100);
 /// opening behind an opening takes none, so attach and detach go on for ever without the store.
 pub const KEPT_AT_CLOSE: u32 = 2;
 
-/// Blocks of each segment that only synch, open, close and trims may use, and never copies or writes.
+/// Blocks of a segment that only open, close and the header that frees a slot may use, while there is no slot to go on to.
 pub fn control_reserve(segment_blocks: u32) -> u32 {
     (segment_blocks / 256).clamp(3, 16)
 }

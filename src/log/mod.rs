@@ -57,6 +57,14 @@ pub enum LogError {
     Closing,
 }
 
+/// What a control entry leaves of the segment's room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// The reserve, for entries that the volume's users ask for.
+    Reserve,
+    Blocks(u32),
+}
+
 /// What the log counts. Blocks of 4096 bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Counters {
@@ -289,7 +297,7 @@ impl<P: Platform> Log<P> {
         if self.0.state.borrow().is_out_of_room(&self.0.volume) {
             return Ok(self.0.state.borrow().head.position_to_await());
         }
-        self.place_control(Entry::close(), KEPT_AT_CLOSE).await
+        self.place_control(Entry::close(), Keep::Blocks(KEPT_AT_CLOSE)).await
     }
 }
 
@@ -320,18 +328,28 @@ impl State {
 
     /// Room of the current segment that a user's write must leave.
     fn promise(&self, volume: &Superblock) -> Promise {
-        let reserve = control_reserve(volume.geometry.segment_blocks);
         // With no slot to go on to, synch events must find room for as long as the store is away.
         let last = if self.table.free_slots() == 0 { volume.geometry.segment_blocks / 8 } else { 0 };
-        Promise { copies: self.must_copy(volume), control: (reserve + 2).max(last) }
+        Promise { copies: self.must_copy(volume), control: (self.reserve(volume) + 2).max(last) }
+    }
+
+    /// Room of the current segment that copies, trims and synch events must leave: none while there is a slot to go on to,
+    /// and within a segment slots only become more.
+    fn reserve(&self, volume: &Superblock) -> u32 {
+        if self.table.free_slots() > 0 { 0 } else { control_reserve(volume.geometry.segment_blocks) }
     }
 
     /// Room of the current segment that a control entry must leave: `keep` blocks for those that matter more.
-    fn control_promise(&self, volume: &Superblock, keep: u32) -> Promise {
-        Promise { copies: self.must_copy(volume), control: keep }
+    fn control_promise(&self, volume: &Superblock, keep: Keep) -> Promise {
+        let control = match keep {
+            Keep::Reserve => self.reserve(volume),
+            Keep::Blocks(blocks) => blocks,
+        };
+        Promise { copies: self.must_copy(volume), control }
     }
 
     fn is_out_of_room(&self, volume: &Superblock) -> bool {
-        self.table.free_slots() == 0 && !self.head.room_for_control(0, 0, self.control_promise(volume, KEPT_AT_CLOSE))
+        self.table.free_slots() == 0
+            && !self.head.room_for_control(0, 0, self.control_promise(volume, Keep::Blocks(KEPT_AT_CLOSE)))
     }
 }

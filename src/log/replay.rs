@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::scan::{self, Found, Headers, ScanError};
-use super::{ArchiveState, Core, Counters, Flushes, Head, Life, Log, LogError, State, Table};
+use super::{ArchiveState, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, State, Table};
 use crate::archive::Store;
 use crate::format::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Entry, EntryKind, Geometry, Offset, Position, SegmentHeader,
@@ -353,7 +353,7 @@ impl<P: Platform> Log<P> {
         }
         log.0.state.borrow_mut().plan_cleaning(&log.0.volume);
         log.start();
-        let opened = log.place_control(Entry::open(log.0.volume.epoch), 0).await?;
+        let opened = log.place_control(Entry::open(log.0.volume.epoch), Keep::Blocks(0)).await?;
         log.acknowledged(opened).await?;
         log.flush_everything().await?;
         Ok(log)

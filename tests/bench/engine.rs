@@ -303,10 +303,12 @@ fn main() {
     if !arguments.cold {
         drive(&run, arguments.depth, pattern, None, (places * arguments.turns) as u64);
     }
+    let first = volume.log().current_segment();
     let before = volume.log().counters();
     let rate = drive(&run, arguments.depth, pattern, Some(arguments.seconds), u64::MAX);
     let after = volume.log().counters();
-    report(&arguments, &run, &device, rate, before, after);
+    let segments = volume.log().current_segment().0 - first.0;
+    report(&arguments, &run, &device, rate, before, after, segments);
     let closing = volume.clone();
     machine.block_on(async move { closing.close().await.unwrap() }).unwrap();
 }
@@ -345,6 +347,7 @@ fn report(
     rate: f64,
     before: Counters,
     after: Counters,
+    segments: u64,
 ) {
     let user = (after.user_blocks - before.user_blocks) as f64;
     let copied = (after.copied_blocks - before.copied_blocks) as f64;
@@ -353,6 +356,9 @@ fn report(
     let batches = (after.batches - before.batches) as f64;
     let amplification = (user + copied) / user;
     let header = overhead / (user + copied);
+    // Places of the segments that hold nothing: what a segment has left when it is sealed.
+    let places = (segments * u64::from(arguments.segment_blocks)) as f64;
+    let unused = (places - user - copied - overhead) / (user + copied);
     let expected = formula(arguments.utilisation, header, header);
     // The workload's own bytes in flight, as two writes; cleaning reads as long as they were, four groups in flight.
     let flight = arguments.depth as f64 * amplification * (1.0 + header);
@@ -381,6 +387,7 @@ fn report(
         "amplification": amplification,
         "formula": expected,
         "header_share": header,
+        "unused_share": unused,
         "batch_bytes": ((user + copied) / batches + 1.0).round() * BLOCK_BYTES as f64,
         "measured_write_bytes": batch,
         "write_mb_s": write_rate / 1e6,
