@@ -11,7 +11,9 @@ LONG=${LONG:-0}
 device=
 
 say() { printf '%s\n' "$*"; }
+# The daemon's log goes with the guest, so its end is shown.
 fail() {
+  tail -n 20 /run/salvol/vol.log >&2 2>/dev/null || true
   printf 'FAILED: %s\n' "$*" >&2
   exit 1
 }
