@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::units::COUNT_MAX;
+use super::units::check_counts;
 use super::{BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentNumber, Superblock};
 
 /// Entries that a batch may have: as many as fit into the header's block, and few enough that a batch stays below 1 MiB.
@@ -163,9 +163,7 @@ impl BatchHeader {
             return field("data blocks", u64::from(disk.data_blocks.get()));
         }
         let counts = [("segment", disk.segment), ("position", disk.position), ("epoch", disk.epoch)];
-        if let Some((name, value)) = counts.iter().find(|(_, value)| !(1..=COUNT_MAX).contains(&value.get())) {
-            return field(name, value.get());
-        }
+        check_counts(WHAT, counts)?;
         let end = disk.offset.get().checked_add(1 + data_blocks);
         if disk.offset.get() == 0 || end.is_none_or(|end| end > volume.geometry.segment_blocks) {
             return field("offset", u64::from(disk.offset.get()));

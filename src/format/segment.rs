@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::units::COUNT_MAX;
+use super::units::check_counts;
 use super::{
     BLOCK_BYTES, BatchHeader, Checksum, FormatError, Geometry, Key, Position, SegmentNumber, Slot, Superblock, Uuid,
 };
@@ -145,9 +145,7 @@ impl SegmentHeader {
     fn fields(disk: &Disk, geometry: &Geometry) -> Result<Self, FormatError> {
         let field = |field, value| Err(FormatError::Field { what: WHAT, field, value });
         let counts = [("segment", disk.segment), ("first position", disk.first_position), ("epoch", disk.epoch)];
-        if let Some((name, value)) = counts.iter().find(|(_, value)| !(1..=COUNT_MAX).contains(&value.get())) {
-            return field(name, value.get());
-        }
+        check_counts(WHAT, counts)?;
         if disk.segment_blocks.get() != geometry.segment_blocks {
             return field("segment blocks", u64::from(disk.segment_blocks.get()));
         }

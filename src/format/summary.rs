@@ -8,7 +8,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::units::COUNT_MAX;
+use super::units::check_counts;
 use super::{
     BATCH_ENTRIES_MAX, BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentHeader, SegmentNumber,
     Superblock, SynchMark,
@@ -258,9 +258,7 @@ impl Summary {
         }
         let field = |field, value| FormatError::Field { what: WHAT, field, value };
         let numbers = [("segment", disk.segment), ("first position", disk.first_position), ("epoch", disk.epoch)];
-        if let Some((name, value)) = numbers.iter().find(|(_, value)| !(1..=COUNT_MAX).contains(&value.get())) {
-            return Err(field(name, value.get()));
-        }
+        check_counts(WHAT, numbers)?;
         let counts = [disk.batches.get(), disk.entries.get(), disk.synchs.get(), disk.synch_bytes.get()];
         let [batches, entries, synchs, synch_bytes] = counts.map(|count| count as usize);
         let batch_bytes = batches * size_of::<BatchRecord>();

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use zerocopy::little_endian::U64;
+
+use super::FormatError;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
@@ -44,6 +48,14 @@ number! {
 /// Segments, positions, epochs and generations count from 1 and never get here. Whoever reads one from a disk, where
 /// anything may stand, refuses larger ones, so that counting on from them cannot overflow.
 pub(super) const COUNT_MAX: u64 = 1 << 62;
+
+/// Refuses a structure whose counts, given by name, are none of a log's.
+pub(super) fn check_counts(what: &'static str, counts: [(&'static str, U64); 3]) -> Result<(), FormatError> {
+    match counts.into_iter().find(|(_, value)| !(1..=COUNT_MAX).contains(&value.get())) {
+        Some((field, value)) => Err(FormatError::Field { what, field, value: value.get() }),
+        None => Ok(()),
+    }
+}
 
 impl SegmentNumber {
     /// The segment `count` later.
