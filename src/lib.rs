@@ -42,7 +42,7 @@
 //! |---|---|
 //! | [`ublk`] | the only place that knows libublk: a kernel command becomes a request, an outcome an errno |
 //! | [`control`] | the socket, and the files that say what runs here |
-//! | [`history`] | synch points, the index at a point, restore, check, dump |
+//! | [`history`] | synch points, the index at a point, restore, rebuild, check, dump |
 //! | [`volume`] | open, read, write, flush, discard, synch: what a block device is asked for |
 //! | [`log`] | append, seal, clean, archive, recycle, replay: the life of a segment |
 //! | [`index`] | block → place |

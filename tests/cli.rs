@@ -140,10 +140,46 @@ fn sizes_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_ring_in_a_file_is_made_and_belongs_to_one_volume() {
+    let scratch = Scratch::new();
+    let create = |name: &str, backing: &str, more: &[&str]| {
+        scratch.salvol(&[&["create", name, "--size", "32M", "--backing", backing], more].concat())
+    };
+    create("db", "dir:store", &["--backing-size", "1G"]).fails(2, &["--backing-size is for --backing file:PATH"]);
+    create("db", "file:ring", &[]).fails(1, &["does not exist", "--backing-size SIZE"]);
+    create("db", "file:ring", &["--backing-size", "1M"]).fails(1, &["too small", "two segments more"]);
+    assert!(!scratch.path("ring").exists() && !scratch.path("db").exists());
+    create("db", "file:ring", &["--backing-size", "128M"]).ok();
+    assert_eq!(fs::metadata(scratch.path("ring")).expect("made").len(), 128 * MIB);
+    create("other", "file:ring", &[]).fails(1, &["the store belongs to volume", "(db)"]);
+    create("other", "file:ring", &["--force"]).fails(1, &["the store belongs to volume", "(db)"]);
+    create("ring", "none", &[]).fails(1, &["holds the archive of volume db", "--force"]);
+    create("db2", "file:db", &[]).fails(1, &["holds a salvol volume", "--force"]);
+    create("db2", "dev:ring", &[]).fails(1, &["is not a block device"]);
+    assert!(!scratch.path("db2").exists() && !scratch.path("other").exists());
+    scratch.salvol(&["points", "file:ring"]).ok();
+}
+
+#[test]
+fn an_archive_is_not_overwritten_by_what_is_read_from_it() {
+    let scratch = Scratch::new();
+    scratch.salvol(&["create", "db", "--size", "32M", "--backing", "file:ring", "--backing-size", "128M"]).ok();
+    scratch.salvol(&["create", "other", "--size", "32M", "--backing", "dir:store"]).ok();
+    for (primary, spec) in [("ring", "file:ring"), ("store/salvol-store", "dir:store")] {
+        let before = fs::read(scratch.path(primary)).expect("read");
+        let rebuild = ["rebuild", primary, "--from", spec, "--force"];
+        scratch.salvol(&rebuild).fails(1, &[primary, "is the archive itself, or in it", "another file or device"]);
+        assert!(fs::read(scratch.path(primary)).expect("read") == before, "{primary} is as it was");
+    }
+}
+
+#[test]
 fn names_and_specs_are_checked() {
     let scratch = Scratch::new();
     scratch.salvol(&["create", "my disk", "--size", "32M", "--backing", "none"]).fails(2, &["give one with --name"]);
-    scratch.salvol(&["create", "x", "--size", "32M", "--backing", "what"]).fails(2, &["dir:PATH, or none"]);
+    scratch
+        .salvol(&["create", "x", "--size", "32M", "--backing", "what"])
+        .fails(2, &["dir:PATH, file:PATH, dev:PATH, or none"]);
     scratch.salvol(&["create", "x", "--size", "32M", "--backing", "s3://b"]).fails(2, &["no store of the kind s3"]);
 }
 
@@ -308,6 +344,26 @@ fn what_cannot_be_looked_at_is_not_overwritten() {
 }
 
 #[test]
+fn rebuild_refuses_what_it_cannot_use() {
+    let scratch = Scratch::new();
+    scratch.salvol(&["rebuild", "new"]).fails(2, &["--from <SPEC>"]);
+    scratch.salvol(&["rebuild", "new", "--from", "none"]).fails(2, &["without an archive cannot be rebuilt"]);
+    scratch.salvol(&["rebuild", "new", "--from", "somewhere"]).fails(2, &["a SPEC is dir:PATH"]);
+    scratch.salvol(&["rebuild", "new", "--from", "dir:store"]).fails(1, &["store: cannot open the directory"]);
+    let made = scratch.salvol(&["create", "a", "--size", "32M", "--backing", "dir:store", "--json"]).ok().json();
+    let rebuild = |primary: &str| scratch.salvol(&["rebuild", primary, "--from", "dir:store"]);
+    scratch.file("small", MIB);
+    let need = made["primary_bytes"].as_u64().expect("a number");
+    rebuild("small").fails(1, &["small: the volume needs a primary of at least", &need.to_string(), "has 1048576"]);
+    rebuild("a").fails(1, &["a: holds the salvol volume a", "--force"]);
+    // Nothing has been archived yet.
+    rebuild("new").fails(4, &["nothing to go on from"]);
+    assert!(!scratch.path("new").exists());
+    scratch.salvol(&["rebuild", "a", "--from", "dir:store", "--force"]).fails(4, &["nothing to go on from"]);
+    scratch.salvol(&["status", "./a"]).ok();
+}
+
+#[test]
 fn attach_without_a_driver_says_how_to_get_one() {
     if Path::new("/dev/ublk-control").exists() {
         return eprintln!("SKIP: this machine has a driver");
@@ -339,11 +395,43 @@ fn a_label_that_is_an_id_is_refused() {
 }
 
 #[test]
+fn verify_says_what_it_found() {
+    let scratch = Scratch::new();
+    scratch.salvol(&["create", "a", "--size", "32M", "--backing", "dir:store"]).ok();
+    for source in ["./a", "dir:store"] {
+        let report = scratch.salvol(&["verify", source, "--json"]).ok().json();
+        assert_eq!((report["ok"].as_bool(), report["points"].as_u64()), (Some(true), Some(0)), "{report}");
+        for field in ["segments", "objects", "bytes", "blocks", "points_affected", "findings"] {
+            assert!(!report[field].is_null(), "{field}: {report}");
+        }
+        scratch.salvol(&["verify", source, "--at", "p9"]).fails(4, &["p9: "]);
+    }
+    let shown = scratch.salvol(&["verify", "./a", "--all"]).ok();
+    assert!(shown.stdout.contains("clean") && shown.stderr.is_empty(), "{}{}", shown.stdout, shown.stderr);
+    scratch.salvol(&["verify", "./a", "--all", "--at", "p9"]).fails(2, &["cannot be used with"]);
+    scratch.salvol(&["verify", "./gone"]).fails(1, &["there is no such file"]);
+    overwrite(&scratch.path("a"), 500, b"damage");
+    scratch.salvol(&["-q", "verify", "./a"]).fails(3, &["1 findings, 1 of them covered", "0 synch points affected"]);
+    let report: serde_json::Value = scratch.salvol(&["-q", "verify", "./a", "--json"]).json();
+    let found = &report["findings"][0];
+    assert_eq!(
+        (found["where"].as_str(), found["covered"].as_bool()),
+        (Some("superblock at 0x0"), Some(true)),
+        "{found}"
+    );
+    for field in ["segment", "frame", "offset", "block", "position", "points"] {
+        assert!(found.as_object().is_some_and(|found| found.contains_key(field)), "{field}: {found}");
+    }
+    fs::rename(scratch.path("store"), scratch.path("aside")).expect("moved");
+    scratch.salvol(&["-q", "verify", "./a"]).fails(1, &["store"]);
+}
+
+#[test]
 fn wrong_usage_and_help() {
     let scratch = Scratch::new();
     scratch.salvol(&["frobnicate"]).fails(2, &["unrecognized subcommand"]);
     let help = scratch.salvol(&["--help"]).ok();
-    for verb in ["create", "attach", "recover", "restore"] {
+    for verb in ["create", "attach", "recover", "rebuild", "restore"] {
         assert!(help.stdout.contains(verb), "{}", help.stdout);
     }
     assert!(scratch.salvol(&["completions", "bash"]).ok().stdout.contains("salvol"));

@@ -286,7 +286,7 @@ fn accept_what_the_archive_has(recorded: bool, seed: u64) -> bool {
     match refused.map(|_| ()) {
         Err(OpenError::Replay(ReplayError::Rot { .. })) if !recorded => return false,
         Err(OpenError::Replay(ReplayError::Rot { last: named, .. })) => assert_eq!(named, last),
-        Err(OpenError::ArchiveDiffers { last: named, .. }) => assert!(!recorded && named == last),
+        Err(OpenError::ArchiveAhead { last: named, .. }) => assert!(!recorded && named == last),
         other => panic!("{other:?}"),
     }
     end(platform);

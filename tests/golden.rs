@@ -4,6 +4,7 @@
 //! the difference.
 #![allow(clippy::unwrap_used, reason = "a panic is the failure")]
 
+use salvol::archive::ForkRecord;
 use salvol::format::*;
 
 /// Hex lines of sixteen bytes, runs of equal lines as one `*`.
@@ -98,6 +99,22 @@ fn summary(last_checksum: Checksum) -> Summary {
     }
 }
 
+fn fork_record(checksum: Checksum) -> ForkRecord {
+    let volume = Superblock::example();
+    ForkRecord {
+        successor: Superblock {
+            history: Uuid([0x66; 16]),
+            parent_history: volume.history,
+            fork_position: Position(700),
+            ..volume
+        },
+        segment: SegmentNumber(9),
+        checksum,
+        epoch: 4,
+        time_ns: 1_700_000_000_500_000_000,
+    }
+}
+
 /// Each structure as bytes, under the name that stands in the document in front of its example.
 fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let volume = Superblock::example();
@@ -114,6 +131,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         ("batch", batch),
         ("synch mark", padded(&mark().encode())),
         ("summary", tail),
+        ("fork record", fork_record(checksum).encode()),
     ]
 }
 
@@ -157,6 +175,10 @@ fn the_worked_examples_are_read_back() {
     assert_eq!((batch.header, batch.entries.as_slice(), batch.data_blocks), (batch_header(), entries().as_slice(), 3));
     assert_eq!(SynchMark::parse(&examples["synch mark"]).unwrap().0, mark());
     assert_eq!(Summary::parse(&examples["summary"], &volume).unwrap(), summary(batch.checksum));
+    let record = ForkRecord::parse(&examples["fork record"], &volume).unwrap();
+    let mut written = fork_record(batch.checksum);
+    written.successor.generation = 0;
+    assert_eq!(record, written);
 }
 
 /// Every bit of every header matters, or is padding that nothing reads; a damaged one is refused, never taken for another.
@@ -181,10 +203,38 @@ fn a_flipped_bit_is_found() {
                 "segment header" => SegmentHeader::parse(&damaged, &volume).is_ok(),
                 "batch" => BatchHeader::parse(&damaged, &volume).is_ok(),
                 "summary" => Summary::parse(&damaged, &volume).is_ok(),
+                "fork record" => ForkRecord::parse(&damaged, &volume).is_ok(),
                 _ => false,
             };
             assert!(!parsed || (padding && same), "{name}: a flipped bit in byte {at} is not found");
         }
+    }
+}
+
+/// Up to the fork any history is the volume's, behind it only its own.
+#[test]
+fn what_an_older_history_made_counts_up_to_the_fork() {
+    let examples: std::collections::HashMap<_, _> = examples().into_iter().collect();
+    for (fork, counts) in [(0, false), (699, false), (700, true), (u64::MAX >> 2, true)] {
+        let volume = Superblock {
+            history: Uuid([0x66; 16]),
+            parent_history: Uuid([0x55; 16]),
+            fork_position: Position(fork),
+            ..Superblock::example()
+        };
+        let judged = |error: Option<FormatError>| match error {
+            None => true,
+            Some(error) => matches!(error, FormatError::Identity { .. }) && !counts,
+        };
+        assert!(judged(SegmentHeader::parse(&examples["segment header"], &volume).err()), "{fork}");
+        assert!(judged(BatchHeader::parse(&examples["batch"], &volume).err()), "{fork}");
+        assert!(judged(Summary::parse(&examples["summary"], &volume).err()), "{fork}");
+        assert!(judged(SummaryTrailer::peek(&examples["summary"], &volume).err()), "{fork}");
+        assert_eq!(SegmentHeader::parse(&examples["segment header"], &volume).is_ok(), counts);
+        assert_eq!(BatchHeader::parse(&examples["batch"], &volume).is_ok(), counts);
+        assert_eq!(Summary::parse(&examples["summary"], &volume).is_ok(), counts);
+        let other = Superblock { uuid: Uuid([1; 16]), ..volume };
+        assert!(BatchHeader::parse(&examples["batch"], &other).is_err());
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
 
+#[allow(dead_code, reason = "shared by two test programs")]
 #[path = "history/rig.rs"]
 mod rig;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
-use salvol::archive::{ObjectName, Store, StoreError};
+use salvol::archive::{ObjectName, Spec, Store, StoreError};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, FIRST_SLOT_BLOCK, Position, SegmentNumber};
 use salvol::history::{
     CheckReport, Consistency, DumpSection, HistoryError, Progress, RestoreReport, Severity, Source, TargetError,
@@ -439,6 +440,9 @@ fn a_target_is_not_overwritten_unasked() {
     assert!(matches!(to(&path, false), Err(HistoryError::Target(TargetError::Exists { .. }))));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     assert!(matches!(to(&rig.primary(), true), Err(HistoryError::Target(TargetError::Itself { .. }))));
+    // The store's directory: what says whose it is, and an object.
+    let Ok(Spec::Directory(store)) = Spec::parse(&rig.store().spec()) else { panic!("a directory") };
+    assert!(matches!(to(&store.join("salvol-store"), true), Err(HistoryError::Target(TargetError::Itself { .. }))));
     assert!(matches!(to(&rig.path(""), true), Err(HistoryError::Target(TargetError::Kind { .. }))));
     to(&path, true).unwrap();
     assert_eq!(differences(&path, &rig.model), [0; 0]);

@@ -19,8 +19,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::devices::rests_on;
 use super::file::{Directory, is_temporary, read_small};
-use super::{ObjectName, Store, StoreError, canonical};
+use super::{Fill, ObjectName, Store, StoreError, canonical};
 use crate::format::{BLOCK_BYTES, SegmentNumber, Superblock, Uuid};
 
 const IDENTITY: &str = "salvol-store";
@@ -28,8 +29,6 @@ const IDENTITY: &str = "salvol-store";
 const IDENTITY_LINE: &[u8] = b"salvol store, version 1\n";
 /// A put that finds its name taken compares piece by piece.
 const COMPARE_BYTES: usize = 2 * 1024 * 1024;
-/// Devices looked at below a file system: partitions and stacked devices. More is a loop.
-const DEVICES_MAX: usize = 64;
 
 /// A directory that keeps the objects of one volume.
 pub struct DirectoryStore {
@@ -66,7 +65,11 @@ impl DirectoryStore {
         match location.prepare()? {
             (_, None) => Ok(()),
             (_, Some(found)) => {
-                let what = format!("the store belongs to volume {} ({})", found.uuid, found.name);
+                let what = format!(
+                    "the store belongs to volume {} ({}): give another directory, or remove this one first when nobody needs \
+                     that archive",
+                    found.uuid, found.name
+                );
                 Err(location.refused(what))
             }
         }
@@ -253,6 +256,13 @@ impl Store for DirectoryStore {
         removed.map_err(|error| self.location.io(&format!("cannot delete object {name}"), error))
     }
 
+    /// Of the file system that the directory is on, whatever else is there.
+    fn fill(&self) -> Result<Option<Fill>, StoreError> {
+        let (used, capacity) =
+            self.enter()?.fill().map_err(|error| self.location.io("cannot tell how full it is", error))?;
+        Ok(Some(Fill { used, capacity }))
+    }
+
     fn forbid_device(&self, device: u64) {
         self.forbidden.store(device, Ordering::Relaxed);
     }
@@ -373,35 +383,4 @@ fn object_named(history: Uuid, name: &str) -> Option<ObjectName> {
 
 fn history_named(name: &str) -> Option<Uuid> {
     Uuid::parse(name).filter(|history| history.to_string() == name)
-}
-
-/// Whether the block device `device` is `forbidden`, a partition of it, or stacked on it (LVM, RAID, dm-crypt).
-fn rests_on(device: u64, forbidden: u64) -> bool {
-    let mut queue = vec![device];
-    for seen in 0..DEVICES_MAX {
-        let Some(&device) = queue.get(seen) else {
-            return false;
-        };
-        if device == forbidden {
-            return true;
-        }
-        let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-        // No such entry: a network file system, or one that numbers itself.
-        let Ok(path) = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else {
-            continue;
-        };
-        if path.join("partition").exists() {
-            queue.extend(path.parent().and_then(device_of));
-        }
-        let below = fs::read_dir(path.join("slaves")).into_iter().flatten().flatten();
-        queue.extend(below.filter_map(|entry| device_of(&entry.path())));
-    }
-    false
-}
-
-/// The device number in sysfs.
-fn device_of(path: &Path) -> Option<u64> {
-    let text = fs::read_to_string(path.join("dev")).ok()?;
-    let (major, minor) = text.trim().split_once(':')?;
-    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
 }

@@ -19,6 +19,10 @@ pub enum ObjectError {
     Decoded { frame: usize, at: u64, have: usize, need: usize },
     #[error("the header says segment, positions or checksums that its summary does not have")]
     Summary,
+    #[error("no part of this open segment begins it: its first part is missing or damaged")]
+    Parts,
+    #[error("the fork records of this store lead in a circle, or there are too many")]
+    Circle,
     #[error("is the object of another segment: its header says {found}")]
     Name { found: ObjectName },
 }
@@ -44,6 +48,16 @@ pub enum ArchiveError {
     Conflict { name: ObjectName, source: Box<ArchiveError> },
     #[error("segment of {have} bytes with a summary of {summary} blocks is not one of this volume ({need} bytes)")]
     Image { have: usize, need: usize, summary: u32 },
+    #[error(
+        "the volume was rebuilt from its archive: {fork}. This primary, of history {history}, is the old one, and the store \
+         takes nothing more of it: detach it; `salvol destroy` frees it"
+    )]
+    Superseded { history: Uuid, fork: String },
+    #[error(
+        "history {history} of this primary is not in its store, which has no record that it continues {parent}: it is the store \
+         of another time. Restore the store, or rebuild the primary from it with `salvol rebuild`"
+    )]
+    Unrecorded { history: Uuid, parent: Uuid },
     #[error("zstd cannot compress a segment: {0}")]
     Compress(std::io::Error),
     #[error("no memory for the decoded segment: {0}")]
@@ -51,6 +65,18 @@ pub enum ArchiveError {
 }
 
 impl ArchiveError {
+    /// Whether the object is damaged, and not another salvol's or another segment's.
+    pub fn is_damage(&self) -> bool {
+        let Self::Object { source, .. } = self else { return false };
+        !matches!(
+            source,
+            ObjectError::Format(
+                FormatError::Version { .. } | FormatError::Features { .. } | FormatError::Identity { .. }
+            ) | ObjectError::Circle
+                | ObjectError::Name { .. }
+        )
+    }
+
     pub(super) fn object(name: &ObjectName, source: impl Into<ObjectError>) -> Self {
         Self::Object { name: *name, source: source.into() }
     }

@@ -56,6 +56,14 @@ impl Directory {
         Ok(fstat(&self.0)?.st_dev)
     }
 
+    /// Bytes of its file system that are used, and all that its users can have.
+    pub(super) fn fill(&self) -> io::Result<(u64, u64)> {
+        let found = nix::sys::statvfs::fstatvfs(&self.0)?;
+        let unit = found.fragment_size();
+        let used = found.blocks().saturating_sub(found.blocks_free());
+        Ok((used.saturating_mul(unit), used.saturating_add(found.blocks_available()).saturating_mul(unit)))
+    }
+
     /// Makes the names in the directory durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         Ok(nix::unistd::fsync(&self.0)?)

@@ -5,8 +5,6 @@
 
 use std::io;
 
-use crate::format::Compression;
-
 /// Image bytes in a frame, at most; the last of the data may have fewer. The summary's frame may have more.
 pub const FRAME_BYTES: usize = 128 * 1024;
 
@@ -27,18 +25,6 @@ pub enum Packing {
     Raw,
     /// Compressed at this level, where it helps.
     Zstd(i32),
-}
-
-impl Packing {
-    /// The packing for the next segment while `queued` others wait behind it.
-    pub fn choose(compression: Compression, queued: usize) -> Self {
-        match compression {
-            Compression::None => Self::Raw,
-            Compression::Zstd(level) => Self::Zstd(i32::from(level)),
-            Compression::Auto if queued == 0 => Self::Zstd(3),
-            Compression::Auto => Self::Zstd(1),
-        }
-    }
 }
 
 /// Bytes of a frame that stores `raw` bytes: no frame of so many bytes is larger.

@@ -1,4 +1,4 @@
-//! A store in memory, for tests and the simulator: it can fail on demand, spoil what it is given, and rot.
+//! A store in memory, for tests and the simulator: it can be in every kind of trouble, spoil what it is given, and rot.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,6 +7,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::{ObjectName, Store, StoreError};
 
 type Corruption = Box<dyn FnMut(&ObjectName, &mut Vec<u8>) + Send>;
+
+/// What a store is like.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Mood {
+    #[default]
+    Well,
+    /// Nothing of it can be reached.
+    Absent,
+    /// What it has can be read, and that is all.
+    ReadOnly,
+    /// It takes nothing that makes it larger than so many bytes.
+    Full(u64),
+    /// It turns out to be another volume's.
+    Wrong,
+}
 
 /// Objects in memory; gone with the value.
 #[derive(Default)]
@@ -17,6 +32,9 @@ struct Inside {
     objects: BTreeMap<ObjectName, Vec<u8>>,
     error: Option<String>,
     corruption: Option<Corruption>,
+    mood: Mood,
+    /// What was put, in that order.
+    puts: Vec<ObjectName>,
 }
 
 impl MemoryStore {
@@ -27,6 +45,16 @@ impl MemoryStore {
     /// From now on every call fails with this text, until it is set to `None`.
     pub fn set_error(&self, error: Option<String>) {
         self.lock().error = error;
+    }
+
+    /// From now on the store is like this.
+    pub fn set_mood(&self, mood: Mood) {
+        self.lock().mood = mood;
+    }
+
+    /// The objects that were put, in that order.
+    pub fn puts(&self) -> Vec<ObjectName> {
+        self.lock().puts.clone()
     }
 
     /// From now on `put` keeps what `corruption` makes of the bytes that it is given, and reports success.
@@ -55,10 +83,16 @@ impl MemoryStore {
 
     fn working(&self) -> Result<MutexGuard<'_, Inside>, StoreError> {
         let inside = self.lock();
-        match &inside.error {
-            Some(what) => Err(StoreError::Refused { store: self.spec(), what: what.clone() }),
-            None => Ok(inside),
+        match (&inside.error, &inside.mood) {
+            (Some(what), _) => Err(self.refused(what)),
+            (None, Mood::Absent) => Err(self.refused("it is away")),
+            (None, Mood::Wrong) => Err(self.refused("it belongs to another volume")),
+            (None, Mood::Well | Mood::ReadOnly | Mood::Full(_)) => Ok(inside),
         }
+    }
+
+    fn refused(&self, what: &str) -> StoreError {
+        StoreError::Refused { store: self.spec(), what: what.to_owned() }
     }
 
     fn missing(&self, name: &ObjectName) -> StoreError {
@@ -73,6 +107,13 @@ impl Store for MemoryStore {
             let same = there == bytes;
             return if same { Ok(()) } else { Err(StoreError::Conflict { store: self.spec(), name: *name }) };
         }
+        let held: usize = inside.objects.values().map(Vec::len).sum();
+        match inside.mood {
+            Mood::ReadOnly => return Err(self.refused("it is read-only")),
+            Mood::Full(limit) if (held + bytes.len()) as u64 > limit => return Err(self.refused("it is full")),
+            _ => {}
+        }
+        inside.puts.push(*name);
         let mut kept = bytes.to_vec();
         if let Some(corruption) = &mut inside.corruption {
             corruption(name, &mut kept);
@@ -98,7 +139,11 @@ impl Store for MemoryStore {
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.working()?.objects.remove(name);
+        let mut inside = self.working()?;
+        if inside.mood == Mood::ReadOnly {
+            return Err(self.refused("it is read-only"));
+        }
+        inside.objects.remove(name);
         Ok(())
     }
 

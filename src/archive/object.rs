@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::frame::{FRAME_BYTES, Packer};
 use super::{ArchiveError, Frame, FrameTable, ObjectName, Packing, canonical};
-use crate::format::{BLOCK_BYTES, Checksum, FormatError, Position, SegmentNumber, Summary, Superblock, Uuid};
+use crate::format::{BLOCK_BYTES, Checksum, FormatError, Offset, Position, SegmentNumber, Summary, Superblock, Uuid};
 
 /// The magic number of the skippable frames: one of the sixteen that zstd leaves to its users.
 pub(super) const SKIPPABLE: u32 = 0x184D_2A5A;
@@ -29,6 +29,20 @@ const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"SALVOLAO";
 const WHAT: &str = "archive object header";
 
+/// Which blocks of a segment's slot an image is: all of it, or a run of batches of a segment that is still open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// 0 for a whole segment, otherwise the part's number, from 1.
+    pub part: u32,
+    /// The slot's block that the image begins with: 0, the segment header, or that of a batch header.
+    pub first: Offset,
+}
+
+impl Extent {
+    /// A whole segment.
+    pub const WHOLE: Self = Self { part: 0, first: Offset(0) };
+}
+
 /// What an object says of its segment before the segment's own bytes begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectHeader {
@@ -37,13 +51,17 @@ pub struct ObjectHeader {
     pub name: ObjectName,
     pub first_position: Position,
     pub last_position: Position,
-    /// The checksum of the batch header before the segment's first.
+    /// The checksum of the batch header before the first of the object.
     pub predecessor: Checksum,
-    /// The checksum of the segment's last batch header.
+    /// The checksum of the last batch header in the object.
     pub last_checksum: Checksum,
+    /// The slot's block that the image begins with.
+    pub first: Offset,
+    /// Blocks of the image: all of the slot, or a part's run of batches and its summary.
+    pub blocks: u32,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Disk {
     skippable: U32,
@@ -64,7 +82,8 @@ struct Disk {
     cipher: U16,
     ring: U16,
     key_id: U32,
-    reserved: [u8; 104],
+    first: U32,
+    reserved: [u8; 100],
     superblock: [u8; BLOCK_BYTES],
     checksum: Checksum,
 }
@@ -76,21 +95,24 @@ const _: () = assert!(std::mem::offset_of!(Disk, superblock) == 240);
 const _: () = assert!(std::mem::offset_of!(Disk, checksum) == CHECKED);
 
 impl ObjectHeader {
-    /// The header of the object of the segment that `summary` describes.
-    pub fn new(volume: &Superblock, summary: &Summary) -> Self {
+    /// The header of the object with an image of `blocks` blocks: what `summary` describes, and the summary.
+    pub fn new(volume: &Superblock, summary: &Summary, extent: Extent, blocks: u32) -> Self {
+        let (history, segment, epoch) = (volume.history, summary.segment, summary.epoch);
         Self {
             volume: canonical(volume),
-            name: ObjectName { history: volume.history, segment: summary.segment, epoch: summary.epoch, part: 0 },
+            name: ObjectName { history, segment, epoch, part: extent.part },
             first_position: summary.first_position,
             last_position: summary.last_position(),
             predecessor: summary.predecessor,
             last_checksum: summary.last_checksum,
+            first: extent.first,
+            blocks,
         }
     }
 
-    /// Bytes of the segment's image: the length of its slot.
+    /// Bytes of the image.
     pub fn image_bytes(&self) -> usize {
-        self.volume.geometry.segment_bytes()
+        self.blocks as usize * BLOCK_BYTES
     }
 
     /// The header as the first bytes of its object.
@@ -114,7 +136,8 @@ impl ObjectHeader {
             cipher: U16::new(0),
             ring: U16::new(0),
             key_id: U32::new(0),
-            reserved: [0; 104],
+            first: U32::new(self.first.0),
+            reserved: [0; 100],
             superblock: self.volume.encode(),
             checksum: Checksum::default(),
         };
@@ -135,7 +158,12 @@ impl ObjectHeader {
             return Err(FormatError::Magic { what: WHAT });
         }
         if disk.version.get() != VERSION {
-            return Err(FormatError::Version { found: disk.version.get(), supported: VERSION });
+            // A newer salvol's, unless only the number has rotted.
+            let ours = Disk { version: U32::new(VERSION), ..*disk };
+            return Err(match Self::parse(ours.as_bytes()) {
+                Ok(_) => FormatError::Checksum { what: WHAT },
+                Err(_) => FormatError::Version { found: disk.version.get(), supported: VERSION },
+            });
         }
         let volume = Superblock::parse(&disk.superblock)?;
         if disk.checksum != Checksum::keyed(&volume.key, &[&bytes[..CHECKED]]) {
@@ -151,17 +179,22 @@ impl ObjectHeader {
         if disk.segment.get() == 0 {
             return field("segment", 0);
         }
-        if disk.part.get() != 0 {
-            return field("part", u64::from(disk.part.get()));
-        }
-        if disk.image_bytes.get() != volume.geometry.segment_bytes() as u64 {
-            return field("image bytes", disk.image_bytes.get());
+        let (geometry, first) = (&volume.geometry, Offset(disk.first.get()));
+        let bytes = disk.image_bytes.get();
+        let blocks = u32::try_from(bytes / BLOCK_BYTES as u64).unwrap_or(u32::MAX);
+        let fits = match disk.part.get() {
+            0 => first == Offset(0) && blocks == geometry.segment_blocks,
+            // A batch and a summary at least, inside the slot.
+            _ => blocks >= 2 && first.0.checked_add(blocks).is_some_and(|end| end <= geometry.segment_blocks),
+        };
+        if !fits || !bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            return field("image bytes", bytes);
         }
         if disk.cipher.get() != 0 || disk.ring.get() != 0 {
             return field("cipher or ring", u64::from(disk.cipher.get()) << 16 | u64::from(disk.ring.get()));
         }
-        let (first, last) = (disk.first_position.get(), disk.last_position.get());
-        if first == 0 || last < first - 1 || last == u64::MAX {
+        let (from, last) = (disk.first_position.get(), disk.last_position.get());
+        if from == 0 || last < from - 1 || last == u64::MAX {
             return field("last position", last);
         }
         let name = ObjectName {
@@ -173,10 +206,12 @@ impl ObjectHeader {
         Ok(Self {
             volume,
             name,
-            first_position: Position(first),
+            first_position: Position(from),
             last_position: Position(last),
             predecessor: disk.predecessor,
             last_checksum: disk.last_checksum,
+            first,
+            blocks,
         })
     }
 
@@ -186,7 +221,7 @@ impl ObjectHeader {
     }
 
     /// Whether `summary` is the one of the header's segment.
-    pub(super) fn agrees(&self, summary: &Summary) -> bool {
+    pub(crate) fn agrees(&self, summary: &Summary) -> bool {
         let last = summary.first_position.0.checked_add(summary.batches.len() as u64).map(|end| end.wrapping_sub(1));
         summary.segment == self.name.segment
             && summary.epoch == self.name.epoch
@@ -197,23 +232,27 @@ impl ObjectHeader {
     }
 }
 
-/// The archive object of the segment with this `image`, the whole slot with its summary at the end.
+/// The archive object with this `image`: the whole slot of a segment with its summary at the end, or, for a part, a run of
+/// its blocks and their summary, see [`Extent`].
 ///
 /// # Errors
 /// When the image cannot be one of `volume` with this summary, or zstd fails.
 pub fn encode_object(
     volume: &Superblock,
     summary: &Summary,
+    extent: Extent,
     image: &[u8],
     packing: Packing,
 ) -> Result<Vec<u8>, ArchiveError> {
-    let need = volume.geometry.segment_bytes();
-    let summary_blocks = summary.blocks();
-    if image.len() != need || summary_blocks >= volume.geometry.segment_blocks {
-        return Err(ArchiveError::Image { have: image.len(), need, summary: summary_blocks });
+    let slot = volume.geometry.segment_bytes();
+    let need = if extent.part == 0 { slot } else { image.len().next_multiple_of(BLOCK_BYTES) };
+    let (summary_blocks, first) = (summary.blocks(), extent.first.0 as usize * BLOCK_BYTES);
+    let summary_bytes = summary_blocks as usize * BLOCK_BYTES;
+    if image.len() != need || first.saturating_add(need) > slot || summary_bytes >= need {
+        return Err(ArchiveError::Image { have: image.len(), need: slot, summary: summary_blocks });
     }
-    let (data, tail) = image.split_at(need - summary_blocks as usize * BLOCK_BYTES);
-    let header = ObjectHeader::new(volume, summary);
+    let (data, tail) = image.split_at(need - summary_bytes);
+    let header = ObjectHeader::new(volume, summary, extent, (need / BLOCK_BYTES) as u32);
     let mut packer = Packer::new(packing).map_err(ArchiveError::Compress)?;
     // Only pages that are touched cost memory, so a good ratio is not paid for.
     let mut out = Vec::with_capacity(need + OBJECT_HEADER_BYTES);

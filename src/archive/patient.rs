@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ObjectName, Spec, Store, StoreError, open_store};
+use super::{Fill, ObjectName, Spec, Store, StoreError, open_store};
 use crate::format::Superblock;
 
 /// A store that is opened when it can be.
@@ -37,10 +37,12 @@ impl PatientStore {
     fn reopen(&self) -> Result<Arc<dyn Store>, StoreError> {
         let gone = || StoreError::Refused { store: self.spec.to_string(), what: "there is no store".to_owned() };
         let store = open_store(&self.spec, Some(&self.volume))?.ok_or_else(gone)?;
+        // Held until the store is there for whoever forbids a device meanwhile.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = *self.forbidden.lock().unwrap_or_else(PoisonError::into_inner) {
             store.forbid_device(device);
         }
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&store));
+        *open = Some(Arc::clone(&store));
         Ok(store)
     }
 }
@@ -64,6 +66,14 @@ impl Store for PatientStore {
 
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.with(|store| store.delete(name))
+    }
+
+    fn fill(&self) -> Result<Option<Fill>, StoreError> {
+        self.with(|store| store.fill())
+    }
+
+    fn audit(&self) -> Result<Vec<String>, StoreError> {
+        self.with(|store| store.audit())
     }
 
     fn forbid_device(&self, device: u64) {

@@ -3,28 +3,99 @@
 //! Opening reads the header, the table and the summary's frame. Every byte is checked before it is used: header and
 //! table by keyed checksums, a frame by its CRC32C in the table, and a buffer is as large as the table says.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::frame::Unpacker;
 use super::{
     ArchiveError, FRAME_BYTES, Frame, FrameTable, OBJECT_HEADER_BYTES, ObjectError, ObjectHeader, ObjectName, Store,
+    StoreError,
 };
-use crate::format::{BLOCK_BYTES, FormatError, Offset, Summary, Superblock, block_crc, summary_from_image};
+use crate::format::{
+    BLOCK_BYTES, FormatError, Offset, Summary, Superblock, block_crc, summary_from_image, summary_from_run,
+};
 
 /// Frames are fetched together up to so many bytes, unless one alone has more.
 const FETCH_BYTES: usize = 2 * 1024 * 1024;
+/// What lies between two frames that are wanted is fetched with them up to so many bytes: cheaper than to ask again.
+const FETCH_GAP_BYTES: u64 = FRAME_BYTES as u64;
 
-/// A segment in its archive object.
+/// A segment in its archive object, or what there is of it in parts.
 pub struct ArchivedSegment {
-    object: Object,
+    /// In the order of the slot; one for a whole segment.
+    pieces: Vec<Piece>,
     summary: Summary,
-    /// The last frame that a block was read from, decoded.
-    cached: Option<(usize, Vec<u8>)>,
+    /// The last frame that a block was read from, decoded: its piece, its rank.
+    cached: Option<(usize, usize, Vec<u8>)>,
+}
+
+/// An object and the blocks of the slot that its image has, without its summary when it is a part.
+struct Piece {
+    object: Object,
+    blocks: Range<u32>,
+}
+
+impl Piece {
+    fn new(object: Object, summary: &Summary) -> Self {
+        let header = &object.header;
+        let summary_blocks = if header.name.part == 0 { 0 } else { summary.blocks() };
+        let blocks = header.first.0..(header.first.0 + header.blocks).saturating_sub(summary_blocks);
+        Self { object, blocks }
+    }
+
+    /// See [`ArchivedSegment::read_blocks`]; `offsets` are of this piece, the first of them has the rank `base`.
+    fn read_blocks<E: From<StoreError>>(
+        &mut self,
+        offsets: &[Offset],
+        base: usize,
+        take: &mut impl FnMut(Range<usize>, Result<(Offset, &[u8]), ArchiveError>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Self { object, blocks } = self;
+        let (name, begin) = (object.name, blocks.start);
+        let frames = object.table.frames();
+        let mut wanted: Vec<(usize, Range<usize>)> = Vec::new();
+        for (at, offset) in offsets.iter().enumerate().map(|(at, offset)| (base + at, offset)) {
+            let rank = object.table.frame_of(Offset(offset.0 - begin));
+            match wanted.last_mut() {
+                Some((last, range)) if *last == rank => range.end = at + 1,
+                _ => wanted.push((rank, at..at + 1)),
+            }
+        }
+        let mut raw = Vec::new();
+        let mut rest = &wanted[..];
+        while let Some((first, _)) = rest.first() {
+            let (start, mut end) = (frames[*first].at, frames[*first].end());
+            let near = |frame: &Frame, end: u64| {
+                frame.at - end <= FETCH_GAP_BYTES && frame.end() - start <= FETCH_BYTES as u64
+            };
+            let mut count = 1;
+            while let Some((rank, _)) = rest.get(count).filter(|(rank, _)| near(&frames[*rank], end)) {
+                end = frames[*rank].end();
+                count += 1;
+            }
+            let bytes = object.store.get(&name, start..end)?;
+            let (group, later) = rest.split_at(count);
+            for (rank, range) in group {
+                let frame = &frames[*rank];
+                raw.resize(raw.len().max(frame.raw_bytes), 0);
+                let raw = &mut raw[..frame.raw_bytes];
+                let packed = &bytes[bytes.len().min((frame.at - start) as usize)..];
+                let decoded = unpack(&mut object.unpacker, *rank, frame, packed, raw);
+                let begins = Offset(begin + (frame.raw_at / BLOCK_BYTES) as u32);
+                take(
+                    range.clone(),
+                    decoded.map(|()| (begins, &*raw)).map_err(|error| ArchiveError::object(&name, error)),
+                )?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
 }
 
 impl ArchivedSegment {
-    /// Opens the object `name`. When `expected` is given, it must be of that volume, in whatever history.
+    /// Opens the object `name`: a whole segment, or one part alone. When `expected` is given, it must be of that volume, in whatever history.
     ///
     /// # Errors
     /// When the store fails, the object is not there, is damaged, or is another volume's or segment's.
@@ -33,40 +104,93 @@ impl ArchivedSegment {
         name: &ObjectName,
         expected: Option<&Superblock>,
     ) -> Result<Self, ArchiveError> {
-        let mut object = Object::open(store, name)?;
-        if let Some(volume) = expected
-            && !object.header.is_of(volume)
-        {
-            let (found, expected) = (object.header.volume.uuid, volume.uuid);
-            return Err(ArchiveError::Volume { name: *name, found, expected });
-        }
-        let summary = match object.summary() {
-            Err(ArchiveError::Object { source, .. }) => {
-                log::warn!("object {name}: no summary ({source}); it is made again from the batch headers");
-                object.rebuilt_summary()?
+        let mut object = Object::open_of(store, name, expected)?;
+        let summary = object.sound_summary()?;
+        Ok(Self { pieces: vec![Piece::new(object, &summary)], summary, cached: None })
+    }
+
+    /// Opens an open segment's parts `names`: the chain from the segment's start that is of the newest past and goes
+    /// furthest. A part that is damaged is left out with a warning.
+    ///
+    /// # Errors
+    /// When the store fails, a part is another volume's or was deleted since it was listed, so that something else stands
+    /// for it, or none begins the segment.
+    pub fn open_parts(
+        store: &Arc<dyn Store>,
+        names: &[ObjectName],
+        expected: Option<&Superblock>,
+    ) -> Result<Self, ArchiveError> {
+        let mut parts = Vec::new();
+        for name in names {
+            let part = Object::open_of(store, name, expected)
+                .and_then(|mut object| object.sound_summary().map(|summary| (object, summary)));
+            match part {
+                Ok(part) => parts.push(part),
+                Err(error @ ArchiveError::Object { .. }) => log::warn!("{error}"),
+                Err(error) => return Err(error),
             }
-            other => other?,
-        };
-        Ok(Self { object, summary, cached: None })
+        }
+        // Of several that go on from one place, the newest past's, and of those the longest, and the last that was put: one
+        // before it did not come back.
+        parts.sort_by_key(|(object, _)| Reverse((object.name.epoch, object.header.last_position, object.name.part)));
+        let mut segment: Option<Self> = None;
+        while let Some(rank) = parts.iter().position(|(object, _)| match &segment {
+            None => object.header.first == Offset(0),
+            Some(segment) => segment.continued_by(&object.header),
+        }) {
+            let (object, summary) = parts.remove(rank);
+            let piece = Piece::new(object, &summary);
+            match &mut segment {
+                Some(segment) => {
+                    segment.pieces.push(piece);
+                    segment.summary.append(summary);
+                }
+                None => segment = Some(Self { pieces: vec![piece], summary, cached: None }),
+            }
+        }
+        let first = names.first().copied().unwrap_or_default();
+        segment.ok_or_else(|| ArchiveError::object(&first, ObjectError::Parts))
+    }
+
+    fn continued_by(&self, next: &ObjectHeader) -> bool {
+        next.first_position == self.summary.last_position().next()
+            && next.predecessor == self.summary.last_checksum
+            && next.name.epoch >= self.summary.epoch
+            && self.pieces.last().is_some_and(|last| last.blocks.end == next.first.0)
     }
 
     /// The volume as it was when the segment was archived: identity, key and geometry.
     pub fn volume(&self) -> &Superblock {
-        &self.object.header.volume
+        &self.pieces[self.pieces.len() - 1].object.header.volume
     }
 
-    /// What the object's header says of the segment.
+    /// What the header of the object, of parts the last, says of the segment.
     pub fn header(&self) -> &ObjectHeader {
-        &self.object.header
+        &self.pieces[self.pieces.len() - 1].object.header
     }
 
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// Bytes of the object.
+    /// The objects: one, or the parts in their order.
+    pub fn names(&self) -> Vec<ObjectName> {
+        self.pieces.iter().map(|piece| piece.object.name).collect()
+    }
+
+    /// The first block of the slot that is here: 0, but for a part alone.
+    pub fn start(&self) -> Offset {
+        Offset(self.pieces.first().map_or(0, |piece| piece.blocks.start))
+    }
+
+    /// The first block of the slot that is in no part; the end of the slot for a whole segment.
+    pub fn end(&self) -> Offset {
+        Offset(self.pieces.last().map_or(0, |piece| piece.blocks.end))
+    }
+
+    /// Bytes of the objects.
     pub fn object_bytes(&self) -> u64 {
-        self.object.bytes
+        self.pieces.iter().map(|piece| piece.object.bytes).sum()
     }
 
     /// Copies the block at `offset` of the segment to `out`, which has the length of a block. Decodes the frame that
@@ -75,48 +199,80 @@ impl ArchivedSegment {
     /// # Errors
     /// When the store fails, the frame is damaged, or `offset` or `out` cannot be.
     pub fn read_block(&mut self, offset: Offset, out: &mut [u8]) -> Result<(), ArchiveError> {
-        let (name, blocks) = (self.object.name, self.volume().geometry.segment_blocks);
-        if offset.0 >= blocks {
-            return Err(ArchiveError::Offset { name, offset, blocks });
-        }
-        if out.len() != BLOCK_BYTES {
-            return Err(ArchiveError::Buffer { name, have: out.len(), need: BLOCK_BYTES });
-        }
-        let rank = self.object.table.frame_of(offset);
-        let raw = match self.cached.take() {
-            Some((cached, raw)) if cached == rank => raw,
-            _ => self.object.decode(rank)?,
+        let Some(at) = self.pieces.iter().position(|piece| piece.blocks.contains(&offset.0)) else {
+            return Err(ArchiveError::Offset { name: self.header().name, offset, blocks: self.end().0 });
         };
-        let from = offset.0 as usize * BLOCK_BYTES - self.object.table.frames()[rank].raw_at;
+        let piece = &mut self.pieces[at];
+        if out.len() != BLOCK_BYTES {
+            return Err(ArchiveError::Buffer { name: piece.object.name, have: out.len(), need: BLOCK_BYTES });
+        }
+        let inside = Offset(offset.0 - piece.blocks.start);
+        let rank = piece.object.table.frame_of(inside);
+        let raw = match self.cached.take() {
+            Some((cached_at, cached, raw)) if (cached_at, cached) == (at, rank) => raw,
+            _ => piece.object.decode(rank)?,
+        };
+        let from = inside.0 as usize * BLOCK_BYTES - piece.object.table.frames()[rank].raw_at;
         out.copy_from_slice(&raw[from..from + BLOCK_BYTES]);
-        self.cached = Some((rank, raw));
+        self.cached = Some((at, rank, raw));
         Ok(())
     }
 
-    /// The whole image of the segment's slot.
+    /// Decodes the frames that hold any of the blocks at `offsets`, which ascend, each once, and gives them to `take`:
+    /// which of the offsets are in the frame, and its first offset and its bytes, or why it cannot be read. At no time
+    /// is more in memory than what is fetched together and one decoded frame.
+    ///
+    /// # Errors
+    /// When the store fails, and those of `take`.
+    pub fn read_blocks<E: From<StoreError>>(
+        &mut self,
+        offsets: &[Offset],
+        mut take: impl FnMut(Range<usize>, Result<(Offset, &[u8]), ArchiveError>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut from = 0;
+        for piece in &mut self.pieces {
+            let inside = offsets.partition_point(|offset| offset.0 < piece.blocks.end);
+            piece.read_blocks(&offsets[from..inside], from, &mut take)?;
+            from = inside;
+        }
+        match offsets.get(from) {
+            Some(offset) => {
+                let (name, blocks) = (self.header().name, self.end().0);
+                take(from..offsets.len(), Err(ArchiveError::Offset { name, offset: *offset, blocks }))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The whole image of the segment's slot; of parts what there is, and zeros.
     ///
     /// # Errors
     /// When the store fails or any frame is damaged.
     pub fn read_image(&mut self) -> Result<Vec<u8>, ArchiveError> {
-        let mut image = vec![0; self.object.header.image_bytes()];
+        let mut image = vec![0; self.volume().geometry.segment_bytes()];
         self.read_image_into(&mut image)?;
         Ok(image)
     }
 
-    /// The same into `image`, which has its length. After an error its content is anything.
+    /// The same into `image`, which has its length and holds zeros. After an error its content is anything.
     ///
     /// # Errors
     /// As for [`Self::read_image`].
     pub fn read_image_into(&mut self, image: &mut [u8]) -> Result<(), ArchiveError> {
-        let (name, need) = (self.object.name, self.object.header.image_bytes());
+        let (name, need) = (self.header().name, self.volume().geometry.segment_bytes());
         if image.len() != need {
             return Err(ArchiveError::Buffer { name, have: image.len(), need });
         }
-        let frames = 0..self.object.table.frames().len();
-        self.object.each_frame(frames, |at, raw| {
-            image[at..at + raw.len()].copy_from_slice(raw);
-            Ok(())
-        })
+        for Piece { object, blocks } in &mut self.pieces {
+            let (start, end) = (blocks.start as usize * BLOCK_BYTES, blocks.end as usize * BLOCK_BYTES);
+            object.each_frame(0..object.table.frames().len(), |at, raw| {
+                // A part's summary is not of the slot.
+                let to = (start + at).min(end)..(start + at + raw.len()).min(end);
+                image[to.clone()].copy_from_slice(&raw[..to.len()]);
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -146,6 +302,33 @@ impl Object {
         Ok(Self { store: Arc::clone(store), name: *name, header, table, bytes, unpacker })
     }
 
+    /// Opens it, and checks that it is of `expected`, in whatever history.
+    pub(super) fn open_of(
+        store: &Arc<dyn Store>,
+        name: &ObjectName,
+        expected: Option<&Superblock>,
+    ) -> Result<Self, ArchiveError> {
+        let object = Self::open(store, name)?;
+        match expected {
+            Some(volume) if !object.header.is_of(volume) => {
+                let (found, expected) = (object.header.volume.uuid, volume.uuid);
+                Err(ArchiveError::Volume { name: *name, found, expected })
+            }
+            _ => Ok(object),
+        }
+    }
+
+    /// The summary, or what the batch headers say when it is damaged.
+    fn sound_summary(&mut self) -> Result<Summary, ArchiveError> {
+        match self.summary() {
+            Err(ArchiveError::Object { name, source }) => {
+                log::warn!("object {name}: no summary ({source}); it is made again from the batch headers");
+                self.rebuilt_summary()
+            }
+            other => other,
+        }
+    }
+
     /// The summary out of its frame.
     fn summary(&mut self) -> Result<Summary, ArchiveError> {
         let raw = self.decode(self.table.frames().len() - 1)?;
@@ -160,7 +343,11 @@ impl Object {
             image[at..at + raw.len()].copy_from_slice(raw);
             Ok(())
         })?;
-        self.agreed(summary_from_image(&image, &self.header.volume))
+        let volume = &self.header.volume;
+        self.agreed(match self.name.part {
+            0 => summary_from_image(&image, volume),
+            _ => summary_from_run(&image, self.header.first, volume),
+        })
     }
 
     fn agreed(&self, summary: Result<Summary, FormatError>) -> Result<Summary, ArchiveError> {

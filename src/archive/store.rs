@@ -6,13 +6,13 @@ use std::ops::Range;
 use crate::format::{SegmentNumber, Uuid};
 
 /// The name of an archive object. The order is that of the log, within a history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ObjectName {
     pub history: Uuid,
     pub segment: SegmentNumber,
-    /// The epoch of the segment's last batch.
+    /// The epoch of the last batch in the object.
     pub epoch: u64,
-    /// 0 for a whole segment; parts of an open one are reserved.
+    /// 0 for a whole segment; from 1 for the parts of one that is still open.
     pub part: u32,
 }
 
@@ -37,6 +37,13 @@ pub enum StoreError {
     Conflict { store: String, name: ObjectName },
 }
 
+/// How full a store is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    pub used: u64,
+    pub capacity: u64,
+}
+
 /// Keeps objects under names, durably. Called by archiver threads: every method may block.
 pub trait Store: Send + Sync + 'static {
     /// Stores `bytes` under `name`, durable when it returns. The same bytes again are fine; other bytes are a `Conflict`.
@@ -54,6 +61,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Removes an object; one that is not there is fine.
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
+
+    /// How full the store is; `None` for one that cannot tell.
+    fn fill(&self) -> Result<Option<Fill>, StoreError> {
+        Ok(None)
+    }
+
+    /// What is damaged of the store itself, beside its objects. Never writes.
+    fn audit(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// Tells the store which block device (`st_rdev`) it serves. A store that keeps its objects in a file system refuses
     /// every later `put` while that file system is on this device: the put would wait for the space that it is to free.

@@ -90,7 +90,7 @@ impl FrameTable {
 
     /// Bytes at the end of an object of this volume that hold its table for certain.
     pub(super) fn tail_bytes_max(header: &ObjectHeader) -> usize {
-        Self::frames_max(header) * RECORD + SKIPPABLE_HEAD + FOOTER
+        bytes_of(Self::frames_max(header))
     }
 
     fn frames_max(header: &ObjectHeader) -> usize {
@@ -191,6 +191,11 @@ impl FrameTable {
         }
         Ok(table)
     }
+}
+
+/// Bytes of table and footer of so many frames.
+pub(super) fn bytes_of(frames: usize) -> usize {
+    frames * RECORD + SKIPPABLE_HEAD + FOOTER
 }
 
 /// The checksum that ends the header's bytes.

@@ -12,6 +12,7 @@ use salvol::format::Superblock;
 use salvol::ublk;
 
 use super::daemon::{self, Ready};
+use super::parse::{self, Size};
 use super::primary::{canonical, look};
 use super::running::{Life, clean, settled};
 use super::{Failure, Manner, Outcome, table};
@@ -36,9 +37,18 @@ pub(crate) struct Arguments {
     /// Go on at this log position although something later was durable once, and is damaged now
     #[arg(long, value_name = "POSITION")]
     pub(crate) accept_loss: Option<u64>,
+    /// The longest that a change waits to be archived with a part of its segment; 0 archives full segments only
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub(crate) archive_interval: Duration,
     /// Let this group use the control socket
     #[arg(long, value_name = "GROUP")]
     pub(crate) socket_group: Option<String>,
+    /// Segments that are archived at once, each with the memory of two [default: the cores but one, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) archive_threads: Option<u16>,
+    /// Put at most so many bytes a second into the store, like 50M
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub(crate) archive_rate: Option<Size>,
     /// Even on a kernel that is known to crash when a device is added
     #[arg(long)]
     pub(crate) force_kernel: bool,
@@ -151,7 +161,10 @@ fn child_arguments(arguments: &Arguments, manner: Manner) -> Vec<std::ffi::OsStr
         ("--recover", arguments.recover.clone()),
         ("--depth", Some(arguments.depth.to_string())),
         ("--accept-loss", arguments.accept_loss.map(|position| position.to_string())),
+        ("--archive-interval", Some(format!("{}ms", arguments.archive_interval.as_millis()))),
         ("--socket-group", arguments.socket_group.clone()),
+        ("--archive-threads", arguments.archive_threads.map(|threads| threads.to_string())),
+        ("--archive-rate", arguments.archive_rate.map(|Size(bytes)| bytes.to_string())),
     ];
     for (flag, value) in values {
         list.extend(value.map(|value| format!("{flag}={value}").into()));

@@ -1,36 +1,37 @@
 //! `salvol create`: makes a volume on a device or in a file.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
-use nix::sys::statfs::{self, FsType};
-use salvol::archive::{self, Spec};
-use salvol::control::write_superblocks;
+use salvol::archive::{self, Provision, Spec};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Compression, Key, Position, Superblock, Uuid};
-use salvol::io::{Bench, Buffer, Device, Platform, Primary};
+use salvol::io::{Bench, Platform, Primary};
+use salvol::log::scan::write_superblock;
 use serde_json::json;
 
+use super::file::{has_holes, make_file, sync_directory, warn_of_copy_on_write, write_through};
 use super::geometry::{Plan, Wish, solve};
-use super::holding::refuse_what_it_holds;
+use super::holding::{refuse_what_it_holds, refuse_what_the_store_holds};
 use super::parse::{self, Size};
 use super::primary::canonical;
 use super::status::archive_at;
 use super::{Failure, Manner, Outcome, table};
 
-/// Bytes of one write while a file is written through.
-const FILL_BYTES: usize = 4 << 20;
+/// What makes a primary smaller.
+const ROOM: &str = ": use a smaller --size or a higher --utilisation";
 
 /// Make a volume on PRIMARY, a block device or a file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// A block device, or a file on a file system that does O_DIRECT; one that does not exist is made
     primary: PathBuf,
-    /// Where the archive is kept: dir:PATH, or none for a volume without history
+    /// Where the archive is kept: dir:PATH (a directory), file:PATH (a ring in one file), dev:PATH (a ring on a raw block
+    /// device), or none for a volume without history. A ring expires its oldest segments when it is full
     #[arg(long, value_name = "SPEC", value_parser = parse::spec)]
     backing: String,
+    /// Size of the file of --backing file:PATH, when it does not exist yet
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    backing_size: Option<Size>,
     /// Size of the volume [default: what fits]
     #[arg(long, value_parser = parse::size)]
     size: Option<Size>,
@@ -55,7 +56,7 @@ pub(crate) struct Arguments {
     /// auto follows the archiver's queue
     #[arg(long, default_value = "auto", value_parser = parse::compression, value_name = "auto|none|zstd[:LEVEL]")]
     compression: Compression,
-    /// Overwrite what PRIMARY holds
+    /// Overwrite what PRIMARY holds, and what a file or device holds that --backing names, but for another volume's store
     #[arg(long)]
     force: bool,
     /// Only show what would be made
@@ -76,6 +77,9 @@ pub(crate) fn run(arguments: Arguments, manner: Manner) -> Outcome {
     let path = canonical(&arguments.primary);
     let name = name(&arguments, &path)?;
     let spec = Spec::parse(&arguments.backing)?;
+    if arguments.backing_size.is_some() && !matches!(spec, Spec::File(_)) {
+        return Err(Failure::usage("--backing-size is for --backing file:PATH"));
+    }
     let primary = if path.exists() { Some(Primary::own(&path, Duration::ZERO)?) } else { None };
     let wish = Wish {
         primary_blocks: primary.as_ref().map(|primary| primary.bytes() / BLOCK_BYTES as u64),
@@ -92,6 +96,9 @@ pub(crate) fn run(arguments: Arguments, manner: Manner) -> Outcome {
         && !arguments.force
     {
         refuse_what_it_holds(&path, bench)?;
+    }
+    if !arguments.force {
+        refuse_what_the_store_holds(&spec)?;
     }
     Creation { arguments, path, name, spec, plan, manner }.make(bench)
 }
@@ -119,33 +126,15 @@ impl Creation {
             return self.report(None);
         }
         warn_of_copy_on_write(&self.path, self.manner);
+        let bytes = self.plan.geometry.primary_blocks * BLOCK_BYTES as u64;
         let uuid = match primary {
             Some(bench) => self.write(&bench)?,
-            None => self.make_file().and_then(|bench| self.write(&bench)).inspect_err(|_| {
+            None => make_file(&self.path, bytes, ROOM).and_then(|bench| self.write(&bench)).inspect_err(|_| {
                 // Half a file would be taken for a primary by the next try.
                 let _ = std::fs::remove_file(&self.path);
             })?,
         };
         self.report(Some(uuid))
-    }
-
-    /// Allocates a file of the planned size, and opens it as a primary.
-    fn make_file(&self) -> Result<Bench, Failure> {
-        let Self { path, plan, .. } = self;
-        let failed = |error: std::io::Error| Failure::new(format_args!("{}: {error}", path.display()));
-        let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
-        let bytes = plan.geometry.primary_blocks * BLOCK_BYTES as u64;
-        let length = i64::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
-        nix::fcntl::posix_fallocate(&file, 0, length).map_err(|error| match error {
-            nix::errno::Errno::ENOSPC => Failure::new(format_args!(
-                "{}: its file system has no room for a primary of {}: use a smaller --size or a higher --utilisation",
-                path.display(),
-                Size(bytes)
-            )),
-            error => failed(error.into()),
-        })?;
-        drop(file);
-        Ok(Bench::new(Primary::own(path, Duration::ZERO)?)?)
     }
 
     /// Writes a file through, makes the store, and last the superblocks: until then there is no volume. The store is claimed
@@ -177,14 +166,17 @@ impl Creation {
             name: self.name.clone(),
             backing: arguments.backing.clone(),
         };
-        archive::prepare_store(&self.spec)?;
+        let bytes = arguments.backing_size.map(|size| size.0);
+        let force = arguments.force;
+        archive::prepare_store(&self.spec, &Provision { geometry: &plan.geometry, primary: path, bytes, force })?;
         if has_holes(path)? {
-            fill(bench, self.manner).map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;
+            write_through(bench, self.manner)
+                .map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;
         }
         archive::create_store(&self.spec, &superblock)?;
         let device = bench.device.clone();
         let uuid = superblock.uuid;
-        let written = bench.wait(async move { write_superblocks(&device, &superblock).await })?;
+        let written = bench.wait(async move { write_superblock(&device, &superblock).await })?;
         written.map_err(|error| Failure::new(format_args!("{}: the superblocks: {error}", path.display())))?;
         sync_directory(path);
         Ok(uuid)
@@ -247,60 +239,5 @@ impl Creation {
             ("unused", unused),
         ]);
         Ok(())
-    }
-}
-
-/// Whether a file has holes or extents that were never written; both cost a quarter of the flush rate later. Extents
-/// that are allocated and unwritten cannot be told from written ones here, so a file that was just made always counts.
-fn has_holes(path: &Path) -> Result<bool, Failure> {
-    let metadata = std::fs::metadata(path)?;
-    let fresh =
-        metadata.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age < Duration::from_secs(600));
-    Ok(metadata.is_file() && (fresh || metadata.blocks() * 512 < metadata.len()))
-}
-
-/// Overwrites the whole file with zeros.
-fn fill(bench: &Bench, manner: Manner) -> std::io::Result<()> {
-    let device = bench.device.clone();
-    let bytes = device.bytes();
-    let bar = if manner.draws() { ProgressBar::new(bytes) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("writing the file through {wide_bar} {bytes}/{total_bytes} {eta}") {
-        bar.set_style(style);
-    }
-    let zeros = Buffer::new(FILL_BYTES)?;
-    let shown = bar.clone();
-    bench.wait(async move {
-        let mut offset = 0;
-        while offset < bytes {
-            let length = FILL_BYTES.min((bytes - offset) as usize);
-            device.write(offset, zeros.part(0, length)).await?;
-            offset += length as u64;
-            shown.set_position(offset);
-        }
-        device.flush().await
-    })??;
-    bar.finish_and_clear();
-    Ok(())
-}
-
-fn sync_directory(path: &Path) {
-    if let Some(directory) = path.parent().and_then(|parent| File::open(parent).ok()) {
-        let _ = directory.sync_all();
-    }
-}
-
-fn warn_of_copy_on_write(path: &Path, manner: Manner) {
-    const COPY_ON_WRITE: [(i64, &str); 3] = [(0x9123_683e, "btrfs"), (0x2fc1_2fc1, "ZFS"), (0xca45_1a4e, "bcachefs")];
-    let directory = if path.exists() { path } else { path.parent().unwrap_or(path) };
-    let Ok(found) = statfs::statfs(directory) else { return };
-    if path.exists() && !path.is_file() {
-        return;
-    }
-    if let Some((_, name)) = COPY_ON_WRITE.iter().find(|(magic, _)| FsType(*magic) == found.filesystem_type()) {
-        manner.note(format_args!(
-            "{}: a file on {name}, which copies on write: a log on a log, slow and larger than it seems; better a raw \
-             device, or a file on ext4 or XFS",
-            path.display()
-        ));
     }
 }

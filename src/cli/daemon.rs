@@ -1,7 +1,7 @@
 //! The daemon: one process serves one volume, from open to detach.
 //!
-//! Four kinds of threads: the owner's, which does the work (`salvol::ublk`), the archiver's, those of the control
-//! socket, one that waits for signals. The main thread talks to the driver and takes [`Order`]s.
+//! Five kinds of threads: the owner's, which does the work (`salvol::ublk`), the archiver's, the readers', which read the
+//! store for somebody who waits, those of the control socket, one that waits for signals. The main thread talks to the driver and takes [`Order`]s.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use salvol::control::{Mailbox, Message, Order, RunDir, RunFile, Socket, users};
 use salvol::format::{Position, Superblock};
+use salvol::log::Archiving;
 use salvol::ublk::{self, Live, Options, Server};
 use salvol::volume::OpenOptions;
 
 use super::attach::{Arguments, recoverable, served};
+use super::parse::Size;
 use super::primary::look;
 use super::running::{Life, left};
 use super::{Failure, Outcome};
@@ -143,7 +145,10 @@ fn run_file(arguments: &Arguments, superblock: &Superblock, id: u32) -> RunFile 
         backing: superblock.backing.clone(),
         started: jiff::Timestamp::now().to_string(),
         read_only: arguments.read_only,
+        archive_interval_ms: u64::try_from(arguments.archive_interval.as_millis()).unwrap_or(u64::MAX),
         socket_group: arguments.socket_group.clone(),
+        archive_threads: arguments.archive_threads,
+        archive_rate: arguments.archive_rate.map(|Size(bytes)| bytes),
     }
 }
 
@@ -302,14 +307,17 @@ fn used_by(device: &Path) -> Option<String> {
 
 fn options(arguments: &Arguments) -> Options {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // One core is the owner's.
+    let threads = arguments.archive_threads.map_or(cores.saturating_sub(1).clamp(1, 8), usize::from);
+    let interval = Some(arguments.archive_interval).filter(|interval| !interval.is_zero());
+    let archiving = Archiving { threads, rate: arguments.archive_rate.map(|Size(bytes)| bytes), interval };
+    let accept_loss = arguments.accept_loss.map(Position);
     Options {
         primary: arguments.primary.clone(),
-        open: OpenOptions { read_only: arguments.read_only, accept_loss: arguments.accept_loss.map(Position) },
+        open: OpenOptions { read_only: arguments.read_only, accept_loss, archiving },
         id: arguments.id,
         recover: arguments.recover.is_some(),
         depth: arguments.depth,
-        // One core is the owner's.
-        archiver_threads: cores.saturating_sub(1).clamp(1, 8),
         patience: patience(arguments),
     }
 }

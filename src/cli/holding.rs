@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use salvol::archive::{RingStore, Spec};
 use salvol::control::SuperblockError;
 use salvol::history::recognise;
 use salvol::io::Bench;
@@ -22,5 +23,17 @@ pub(super) fn refuse_what_it_holds(path: &Path, bench: &Bench) -> Outcome {
         Err(SuperblockError::None) => {}
         Err(error) => return refuse(&format!("a salvol volume ({error})")),
     }
-    recognise(path).map_or(Ok(()), |what| refuse(&what))
+    RingStore::recognise(path).or_else(|| recognise(path)).map_or(Ok(()), |what| refuse(&what))
+}
+
+/// Refuses a file or device with something on it that util-linux recognises, when it is to be the store. What salvol itself
+/// put there, the store finds.
+pub(super) fn refuse_what_the_store_holds(spec: &Spec) -> Outcome {
+    let (Spec::File(path) | Spec::Device(path)) = spec else { return Ok(()) };
+    match recognise(path).filter(|_| path.exists()) {
+        None => Ok(()),
+        Some(what) => {
+            Err(Failure::new(format_args!("{spec}: holds {what}: --force overwrites it, and nothing brings it back")))
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod detach;
 mod dump;
 mod failure;
 mod features;
+mod file;
 mod geometry;
 mod holding;
 mod list;
@@ -16,12 +17,14 @@ mod manual;
 mod parse;
 mod points;
 mod primary;
+mod rebuild;
 mod recover;
 mod restore;
 mod running;
 mod status;
 mod synch;
 mod table;
+mod verify;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -58,12 +61,14 @@ enum Verb {
     Attach(attach::Arguments),
     Detach(detach::Arguments),
     Recover(recover::Arguments),
+    Rebuild(rebuild::Arguments),
     List(list::Arguments),
     Status(status::Arguments),
     Synch(synch::Arguments),
     Points(points::Arguments),
     Restore(restore::Arguments),
     Check(check::Arguments),
+    Verify(verify::Arguments),
     Dump(dump::Arguments),
     Features(features::Arguments),
     Completions(manual::Completions),
@@ -109,12 +114,14 @@ pub(crate) fn run() -> ExitCode {
         Verb::Attach(arguments) => attach::run(arguments, manner),
         Verb::Detach(arguments) => detach::run(&arguments, manner),
         Verb::Recover(arguments) => recover::run(&arguments, manner),
+        Verb::Rebuild(arguments) => rebuild::run(&arguments, manner),
         Verb::List(arguments) => list::run(&arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Synch(arguments) => synch::run(&arguments),
         Verb::Points(arguments) => points::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
+        Verb::Verify(arguments) => verify::run(&arguments, manner),
         Verb::Dump(arguments) => dump::run(&arguments),
         Verb::Features(arguments) => features::run(&arguments),
         Verb::Completions(arguments) => manual::completions(&arguments),

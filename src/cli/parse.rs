@@ -1,6 +1,7 @@
 //! Arguments as people write them: sizes, names, specs, and what kind of thing an argument is.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use salvol::format::{BLOCK_BYTES, Compression, NAME_BYTES_MAX, SPEC_BYTES_MAX, is_name};
 
@@ -63,6 +64,15 @@ pub(crate) fn size(text: &str) -> Result<Size, String> {
     Ok(Size(bytes))
 }
 
+/// A duration: `30s`, `500ms`, `1h30m`, or 0.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let duration = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| duration.try_into().ok());
+    duration.ok_or_else(|| format!("{text:?} is not a duration: use 30s, 5m or 7d"))
+}
+
 /// A share of the working set between 0.05 and 0.95.
 pub(crate) fn utilisation(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -98,17 +108,17 @@ pub(crate) fn compression(text: &str) -> Result<Compression, String> {
 
 /// Where the archive is kept, its path made absolute: that is how the superblock remembers it.
 pub(crate) fn spec(text: &str) -> Result<String, String> {
-    let known = "a SPEC is dir:PATH, or none";
+    let known = "a SPEC is dir:PATH, file:PATH, dev:PATH, or none";
     if text == "none" {
         return Ok(text.to_owned());
     }
     let absolute = match text.split_once(':') {
-        Some(("dir", path)) if !path.is_empty() => {
+        Some((scheme @ ("dir" | "file" | "dev"), path)) if !path.is_empty() => {
             let path = std::path::absolute(path).map_err(|error| format!("{path}: {error}"))?;
             let path = path.to_str().ok_or_else(|| format!("`{text}`: the path is not UTF-8"))?;
-            format!("dir:{path}")
+            format!("{scheme}:{path}")
         }
-        Some((scheme, _)) if SCHEMES.contains(&scheme) => {
+        Some((scheme @ "s3", _)) => {
             return Err(format!("`{text}`: this version has no store of the kind {scheme}: {known}"));
         }
         _ => return Err(format!("`{text}`: {known}")),
@@ -160,6 +170,13 @@ mod tests {
     }
 
     #[test]
+    fn durations() {
+        let parsed = ["10s", "0", "500ms", "1h30m", "1m 5s"].map(|text| duration(text).unwrap().as_millis());
+        assert_eq!(parsed, [10_000, 0, 500, 5_400_000, 65_000]);
+        assert!(["", "10", "-3s", "soon"].iter().all(|text| duration(text).is_err()));
+    }
+
+    #[test]
     fn names_name_files() {
         assert!(name("db-1.img_x").is_ok());
         for bad in ["", "a/b", "..", ".hidden", "a b", "ü", &"x".repeat(65)] {
@@ -180,8 +197,10 @@ mod tests {
     fn a_spec_is_made_absolute() {
         let here = std::env::current_dir().expect("a directory");
         assert_eq!(spec("dir:x"), Ok(format!("dir:{}/x", here.display())));
+        assert_eq!(spec("file:x"), Ok(format!("file:{}/x", here.display())));
+        assert_eq!(spec("dev:/dev/sdb"), Ok("dev:/dev/sdb".into()));
         assert_eq!(spec("none"), Ok("none".into()));
-        for bad in ["dir:", "x", "s3://b/p", "file:/x", "dir"] {
+        for bad in ["dir:", "file:", "dev:", "x", "s3://b/p", "dir"] {
             assert!(spec(bad).is_err(), "{bad}");
         }
     }

@@ -6,6 +6,7 @@ use salvol::control::{RunDir, RunFile};
 use salvol::ublk::{self, DeviceState};
 
 use super::attach;
+use super::parse::Size;
 use super::running::{KILLED, Life, clean, every, find, settled};
 use super::{Failure, Manner, Outcome, table};
 
@@ -84,7 +85,10 @@ fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
         read_only: run.read_only,
         foreground: false,
         accept_loss: None,
+        archive_interval: Duration::from_millis(run.archive_interval_ms),
         socket_group: run.socket_group.clone(),
+        archive_threads: run.archive_threads,
+        archive_rate: run.archive_rate.map(Size),
         force_kernel: arguments.force_kernel,
         recover: Some(run.uuid.clone()),
         background_child: false,

@@ -3,11 +3,12 @@
 use std::io::IsTerminal;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, Signal};
 use salvol::control::RunDir;
 use salvol::format::Superblock;
-use salvol::history::{Progress, RestoreReport, exit_unfinished, restore};
+use salvol::history::{Interrupt, Progress, RestoreOptions, RestoreReport, restore_with};
 
 use super::parse::Size;
 use super::points::{failure, open};
@@ -17,6 +18,10 @@ use super::{Failure, Outcome, table};
 const NAMED_MAX: usize = 20;
 
 /// Write the volume as it was at a point to a file or a device.
+///
+/// A file is there when it is whole; until then it is .NAME.partial beside it. A restore that was interrupted, by a signal, a
+/// full disk or a power cut, goes on when the same command is given again: what it had recorded as written is read and
+/// compared, and only the rest is restored. Another point, volume or size starts over.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// NAME of a running volume, a PRIMARY, or a SPEC when the primary is gone
@@ -36,7 +41,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
-    clean_up_on_signals()?;
+    let stop = Arc::new(Interrupt::default());
+    stop_on_signals(&stop)?;
     let source = open(&arguments.source)?;
     refuse_itself(source.volume(), &arguments.to)?;
     let moment = source.resolve(&arguments.at).map_err(failure)?;
@@ -47,7 +53,14 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     }
     let draws = !quiet && std::io::stderr().is_terminal();
     let progress = if draws { Progress::bar() } else { Progress::none() };
-    let report = restore(&source, &moment, &arguments.to, arguments.force, &progress).map_err(failure)?;
+    let options = RestoreOptions { force: arguments.force, stop: Arc::clone(&stop), ..RestoreOptions::default() };
+    let report = restore_with(&source, &moment, &arguments.to, &options, &progress).map_err(|error| {
+        let failure = failure(error);
+        match stop.asked() {
+            Some(signal) => Failure::reported(128 + signal as u8, &failure.to_string()),
+            None => failure,
+        }
+    })?;
     if arguments.json {
         table::print_json(&report)?;
     } else {
@@ -66,13 +79,18 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     }
 }
 
-/// A restore that is told to end leaves nothing unfinished behind. To be called before there are threads.
-fn clean_up_on_signals() -> Outcome {
+/// A restore that is told to end records how far it is; told twice, or while there is nothing to record, it ends at once.
+/// To be called before there are threads.
+fn stop_on_signals(stop: &Arc<Interrupt>) -> Outcome {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block()?;
+    let stop = Arc::clone(stop);
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            exit_unfinished(128 + signal as i32);
+        while let Ok(signal) = signals.wait() {
+            let again = stop.asked().is_some();
+            if !stop.ask(signal as i32) || again {
+                std::process::exit(128 + signal as i32);
+            }
         }
     })?;
     Ok(())
@@ -108,4 +126,7 @@ fn print(report: &RestoreReport, to: &Path) {
         report.seconds,
         to.display()
     );
+    if report.resumed > 0 {
+        table::say!("{} of the blocks had been written by a restore that was interrupted", report.resumed);
+    }
 }

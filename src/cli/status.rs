@@ -138,7 +138,10 @@ fn print(status: &Status) {
             "archive lag",
             format!("{} segments, {}, {:.0} s", archive.queue, size(archive.lag_bytes), archive.lag_seconds),
         ),
-        ("archive error", archive.error.clone().unwrap_or_default()),
+        ("exposed", exposed(archive)),
+        ("store", fill(archive)),
+        ("archiver", archiver(archive)),
+        ("STORE TROUBLE", trouble(status)),
         ("synch points", status.points.to_string()),
         ("restorable", restorable(status)),
         ("throttled", format!("{:.1} s", status.throttled_seconds)),
@@ -147,9 +150,85 @@ fn print(status: &Status) {
     table::print(&rows);
 }
 
+/// What losing the primary now would lose.
+fn exposed(archive: &ArchiveStatus) -> String {
+    match archive.store.as_str() {
+        "none" => "everything: there is no archive".to_owned(),
+        _ if archive.exposed_seconds == 0.0 => "nothing: all changes are in the archive".to_owned(),
+        _ => format!("{:.0} s of changes would be lost with the primary", archive.exposed_seconds.ceil()),
+    }
+}
+
+/// How full the store is.
+fn fill(archive: &ArchiveStatus) -> String {
+    let full = archive.store_used_bytes.zip(archive.store_capacity_bytes);
+    full.map_or_else(String::new, |(used, capacity)| format!("{} of {} in use", Size(used), Size(capacity)))
+}
+
+/// How the archiver works.
+fn archiver(archive: &ArchiveStatus) -> String {
+    if archive.store == "none" {
+        return String::new();
+    }
+    let threads = format!("{} at once", archive.threads);
+    let level = archive.level.map(|level| format!("level {level}"));
+    let rate = archive.rate_limit.map(|rate| format!("at most {}/s", Size(rate)));
+    [Some(threads), level, rate].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// What is wrong with the store, since when, what waits for it, and what comes next.
+fn trouble(status: &Status) -> String {
+    let archive = &status.archive;
+    let Some(error) = &archive.error else { return String::new() };
+    let next = match status.state.as_str() {
+        "waiting" => "writers wait until it is back",
+        "throttled" => "writers are slowed down, and will wait when the last slot is used",
+        _ => "writers go on while there are slots",
+    };
+    format!(
+        "{error}; since {} ({:.0} s), {} segments ({}) wait, {} slots are left: {next}; it is tried again",
+        archive.error_since.as_deref().unwrap_or("a while"),
+        archive.error_seconds.unwrap_or_default(),
+        archive.queue,
+        Size(archive.lag_bytes),
+        status.segments.recycle
+    )
+}
+
 fn restorable(status: &Status) -> String {
     match (&status.oldest_restorable, &status.newest_restorable) {
         (Some(oldest), Some(newest)) => format!("from {oldest} to {newest}"),
         _ => "nothing yet".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_says_what_since_when_and_what_comes_next() {
+        let mut status = Status { state: "live".to_owned(), ..Status::default() };
+        assert_eq!(trouble(&status), "");
+        status.segments.recycle = 3;
+        status.archive = ArchiveStatus {
+            queue: 12,
+            lag_bytes: 12 << 26,
+            error: Some("segment 7: dir:/b: No space left on device".to_owned()),
+            error_since: Some("2026-01-02T03:04:05Z".to_owned()),
+            error_seconds: Some(61.4),
+            threads: 2,
+            level: Some(4),
+            rate_limit: Some(50 << 20),
+            ..ArchiveStatus::default()
+        };
+        assert_eq!(
+            trouble(&status),
+            "segment 7: dir:/b: No space left on device; since 2026-01-02T03:04:05Z (61 s), 12 segments (768M) wait, 3 slots \
+             are left: writers go on while there are slots; it is tried again"
+        );
+        status.state = "waiting".to_owned();
+        assert!(trouble(&status).contains("writers wait"));
+        assert_eq!(archiver(&status.archive), "2 at once, level 4, at most 50M/s");
     }
 }

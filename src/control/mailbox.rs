@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, Weak};
 use std::task::{Poll, Waker};
 
-use crate::format::{SegmentNumber, SynchMark};
+use crate::format::{Position, SegmentNumber, SynchMark};
 use crate::history::{PointInfo, Whereabouts, check_label};
 use crate::io::Platform;
 use crate::volume::{Point, Status, Volume};
@@ -26,6 +26,13 @@ pub enum Message {
         label: String,
         info: String,
         answer: Sender<Result<PointInfo, String>>,
+    },
+    /// Tell when everything up to a position is in the archive.
+    Archived {
+        position: Position,
+        answer: Sender<Result<(), String>>,
+        /// Gone when nobody waits for the answer any more.
+        asker: Weak<()>,
     },
     /// Fail the writes that wait for space.
     FailWaiting,
@@ -108,6 +115,13 @@ pub async fn attend<P: Platform>(
                 let volume = volume.clone();
                 platform.spawn(async move {
                     let _ = answer.send(mark(&volume, label, info).await);
+                });
+            }
+            Message::Archived { position, answer, asker } => {
+                let volume = volume.clone();
+                platform.spawn(async move {
+                    let archived = volume.archived_while(position, || asker.strong_count() > 0).await;
+                    let _ = answer.send(archived.map_err(|error| error.to_string()));
                 });
             }
             Message::FailWaiting => volume.fail_waiting(),

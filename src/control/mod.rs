@@ -18,5 +18,5 @@ pub use process::is_running;
 pub use protocol::{LINE_BYTES_MAX, Reply, Request, Wait};
 pub use run_files::{RunDir, RunFile};
 pub use socket::{Order, Socket};
-pub use superblocks::{SuperblockError, read_superblock, wipe_superblocks, write_superblocks};
+pub use superblocks::{SuperblockError, read_superblock, wipe_superblocks};
 pub use usage::{User, users};

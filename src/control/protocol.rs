@@ -42,6 +42,8 @@ pub enum Wait {
     /// When the mark is durable on the primary.
     #[default]
     Durable,
+    /// When the point can be restored from the store alone: for as long as the store is away.
+    Archived,
 }
 
 /// One line back.

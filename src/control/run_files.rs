@@ -36,7 +36,13 @@ pub struct RunFile {
     /// How it was attached, for `recover`.
     pub read_only: bool,
     #[serde(default)]
+    pub archive_interval_ms: u64,
+    #[serde(default)]
     pub socket_group: Option<String>,
+    #[serde(default)]
+    pub archive_threads: Option<u16>,
+    #[serde(default)]
+    pub archive_rate: Option<u64>,
 }
 
 /// The directory of run files.
@@ -187,7 +193,10 @@ mod tests {
             backing: "none".to_owned(),
             started: String::new(),
             read_only: false,
+            archive_interval_ms: 10_000,
             socket_group: None,
+            archive_threads: None,
+            archive_rate: None,
         }
     }
 

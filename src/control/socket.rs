@@ -2,23 +2,28 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
-use super::protocol::{self, LINE_BYTES_MAX, Reply, Request};
+use super::protocol::{self, LINE_BYTES_MAX, Reply, Request, Wait};
 use super::{Mailbox, Message};
+use crate::format::Position;
 
 /// Connections at a time. Agents keep one each; more than this is somebody's mistake.
 const CONNECTIONS_MAX: usize = 32;
 /// A connection that takes nothing for so long is closed.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a connection that waits for long looks whether anybody still does.
+const LISTENING: Duration = Duration::from_millis(500);
 /// How long the end of the process waits for the last replies.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -139,7 +144,7 @@ fn converse(mut stream: UnixStream, desk: &Desk) {
         let whole = line.last() == Some(&b'\n');
         desk.busy.fetch_add(1, Ordering::AcqRel);
         let reply = if whole || line.len() < LINE_BYTES_MAX {
-            Request::parse(&line).and_then(|request| answer(request, desk))
+            Request::parse(&line).and_then(|request| answer(request, &stream, desk))
         } else {
             Err(format!("a line has more than {LINE_BYTES_MAX} bytes"))
         };
@@ -152,7 +157,22 @@ fn converse(mut stream: UnixStream, desk: &Desk) {
     }
 }
 
-fn answer(request: Request, desk: &Desk) -> Result<Value, String> {
+/// The next message, for as long as the asker is there to hear of it: a store may be away for days.
+fn while_connected<T>(receiver: &Receiver<T>, stream: &UnixStream) -> Option<T> {
+    loop {
+        match receiver.recv_timeout(LISTENING) {
+            Ok(message) => return Some(message),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+        if poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            return None;
+        }
+    }
+}
+
+fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, String> {
     let gone = || "the volume is being detached".to_owned();
     match request {
         Request::Status {} => {
@@ -164,12 +184,22 @@ fn answer(request: Request, desk: &Desk) -> Result<Value, String> {
             status.device = Some(desk.device.clone());
             serde_json::to_value(status).map_err(|error| error.to_string())
         }
-        Request::Synch { label, info, wait: _ } => {
+        Request::Synch { label, info, wait } => {
             let (sender, receiver) = channel();
             if !desk.mailbox.send(Message::Synch { label, info, answer: sender }) {
                 return Err(gone());
             }
             let point = receiver.recv().map_err(|_| gone())??;
+            if wait == Wait::Archived {
+                let (sender, receiver) = channel();
+                let position = Position(point.position);
+                let note = |error| format!("{} is marked and durable, but not in the archive: {error}", point.id);
+                let here = Arc::new(());
+                if !desk.mailbox.send(Message::Archived { position, answer: sender, asker: Arc::downgrade(&here) }) {
+                    return Err(note(gone()));
+                }
+                while_connected(&receiver, stream).unwrap_or_else(|| Err(gone())).map_err(note)?;
+            }
             Ok(protocol::point(&point))
         }
         Request::Detach { force } => {

@@ -49,18 +49,6 @@ pub async fn read_superblock(device: &impl Device) -> Result<Superblock, Superbl
     Ok(superblock)
 }
 
-/// Writes both copies of `superblock`, durably.
-///
-/// # Errors
-/// The I/O error.
-pub async fn write_superblocks(device: &impl Device, superblock: &Superblock) -> io::Result<()> {
-    let block = Buffer::new(BLOCK_BYTES)?;
-    block.copy_from(0, &superblock.encode());
-    device.write(superblock.geometry.copy_at(), block.clone()).await?;
-    device.write(0, block).await?;
-    device.flush().await
-}
-
 /// Overwrites both copies of the superblock with zeros, durably: the volume is gone.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::units::check_counts;
-use super::{BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentNumber, Superblock};
+use super::{BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentNumber, Superblock, Uuid};
 
 /// Entries that a batch may have: as many as fit into the header's block, and few enough that a batch stays below 1 MiB.
 pub const BATCH_ENTRIES_MAX: usize = 240;
@@ -119,6 +119,17 @@ impl BatchHeader {
         disk.checksum
     }
 
+    /// The checksums that the header in `block` names: that of the batch before, and its own. For headers made here:
+    /// nothing is checked.
+    pub fn chain_in(block: &[u8]) -> (Checksum, Checksum) {
+        let checksum = |at: usize| {
+            let mut checksum = Checksum::default();
+            checksum.0.copy_from_slice(&block[at..at + 16]);
+            checksum
+        };
+        (checksum(CHECKED - 16), checksum(CHECKED))
+    }
+
     /// Whether `block` starts like a batch header. A cheap look before [`Self::parse`]; user data can look the same.
     pub fn looks_like(block: &[u8]) -> bool {
         block.starts_with(&MAGIC)
@@ -146,7 +157,7 @@ impl BatchHeader {
         if disk.checksum != Checksum::keyed(&volume.key, &[&disk.as_bytes()[..CHECKED], listed]) {
             return Err(FormatError::Checksum { what: WHAT });
         }
-        if disk.volume != volume.uuid.0 || disk.history != volume.history.0 {
+        if disk.volume != volume.uuid.0 || !volume.is_own(Uuid(disk.history), Position(disk.position.get())) {
             return Err(FormatError::Identity { what: WHAT });
         }
         let Ok(entries) = <[Entry]>::ref_from_bytes(listed) else {

@@ -31,7 +31,7 @@ pub use superblock::{
 };
 pub use synch::{INFO_BYTES_MAX, LABEL_BYTES_MAX, SynchMark};
 pub use units::{Block, Offset, Place, Position, SegmentNumber, Slot, Uuid};
-pub use walk::{Walk, summary_from_image, walk_segment};
+pub use walk::{Walk, summary_from_image, summary_from_run, walk_segment};
 
 /// Bytes in a block of the volume, and the unit of every I/O on the primary.
 pub const BLOCK_BYTES: usize = 4096;

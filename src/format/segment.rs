@@ -115,15 +115,11 @@ impl SegmentHeader {
     /// The header in `block`, checked against the volume's identity and geometry.
     pub fn parse(block: &[u8], volume: &Superblock) -> Result<Self, FormatError> {
         let disk = Self::checked(block, &volume.key)?;
-        if disk.volume != volume.uuid.0 || disk.history != volume.history.0 {
+        let first = Position(disk.first_position.get());
+        if disk.volume != volume.uuid.0 || !volume.is_own(Uuid(disk.history), first) {
             return Err(FormatError::Identity { what: WHAT });
         }
         Self::fields(disk, &volume.geometry)
-    }
-
-    /// The history named in `block`, when it is a segment header made with `key`, of whatever volume.
-    pub fn history(block: &[u8], key: &Key) -> Option<Uuid> {
-        Self::checked(block, key).ok().map(|disk| Uuid(disk.history))
     }
 
     fn checked<'a>(block: &'a [u8], key: &Key) -> Result<&'a Disk, FormatError> {

@@ -5,13 +5,15 @@
 //! batch records | entries | synch marks | zeros ... | trailer (the slot's last 184 bytes)
 //! ```
 
+use std::ops::Range;
+
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::units::check_counts;
 use super::{
     BATCH_ENTRIES_MAX, BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentHeader, SegmentNumber,
-    Superblock, SynchMark,
+    Superblock, SynchMark, Uuid,
 };
 
 const MAGIC: [u8; 8] = *b"SALVOLSM";
@@ -54,6 +56,11 @@ impl BatchRecord {
 
     pub fn data_blocks(&self) -> u32 {
         u32::from(self.data_blocks.get())
+    }
+
+    /// Whether `offset` is that of one of its data blocks.
+    pub fn holds_data_at(&self, offset: Offset) -> bool {
+        (1..=self.data_blocks()).contains(&offset.0.wrapping_sub(self.offset().0))
     }
 
     pub fn epoch(&self) -> u64 {
@@ -138,7 +145,7 @@ impl SummaryTrailer {
     /// The trailer in the last block of a slot, to know how much to read before [`Summary::parse`].
     pub fn peek(last_block: &[u8], volume: &Superblock) -> Result<Self, FormatError> {
         let disk = disk(last_block)?;
-        if disk.volume != volume.uuid.0 || disk.history != volume.history.0 {
+        if !disk.is_of(volume) {
             return Err(FormatError::Identity { what: WHAT });
         }
         let blocks = disk.blocks.get();
@@ -146,6 +153,13 @@ impl SummaryTrailer {
             return Err(FormatError::Field { what: WHAT, field: "blocks", value: u64::from(blocks) });
         }
         Ok(Self { segment: SegmentNumber(disk.segment.get()), blocks })
+    }
+}
+
+impl Disk {
+    fn is_of(&self, volume: &Superblock) -> bool {
+        let last = self.first_position.get().saturating_add(u64::from(self.batches.get())).saturating_sub(1);
+        self.volume == volume.uuid.0 && volume.is_own(Uuid(self.history), Position(last))
     }
 }
 
@@ -198,6 +212,37 @@ impl Summary {
             let entries = &self.entries[ends[rank] - batch.entries()..ends[rank]];
             (Position(self.first_position.0 + rank as u64), batch, entries)
         })
+    }
+
+    /// What this says of the batches of those ranks, of which the last has `last_checksum`. `predecessor` is the checksum
+    /// of the batch before the first of them.
+    ///
+    /// # Panics
+    /// When there are no such batches.
+    pub fn part(&self, ranks: Range<usize>, predecessor: Checksum, last_checksum: Checksum) -> Self {
+        let batches = &self.batches[ranks.clone()];
+        let entries = |batches: &[BatchRecord]| batches.iter().map(BatchRecord::entries).sum::<usize>();
+        let first = entries(&self.batches[..ranks.start]);
+        let positions = ranks.start as u64..ranks.end as u64;
+        let within = |mark: &&SynchMark| positions.contains(&mark.point.wrapping_sub(self.first_position.0));
+        Self {
+            epoch: batches[batches.len() - 1].epoch(),
+            first_position: Position(self.first_position.0 + ranks.start as u64),
+            predecessor,
+            last_checksum,
+            batches: batches.to_vec(),
+            entries: self.entries[first..first + entries(batches)].to_vec(),
+            synchs: self.synchs.iter().filter(within).cloned().collect(),
+            ..*self
+        }
+    }
+
+    /// Appends what `next`, the next part of the same segment, says.
+    pub fn append(&mut self, next: Self) {
+        (self.epoch, self.last_checksum, self.volume_blocks) = (next.epoch, next.last_checksum, next.volume_blocks);
+        self.batches.extend(next.batches);
+        self.entries.extend(next.entries);
+        self.synchs.extend(next.synchs);
     }
 
     fn synch_bytes(&self) -> Vec<u8> {
@@ -253,7 +298,7 @@ impl Summary {
         if disk.checksum != Checksum::keyed(&volume.key, &[body, &disk.as_bytes()[..CHECKED]]) {
             return Err(FormatError::Checksum { what: WHAT });
         }
-        if disk.volume != volume.uuid.0 || disk.history != volume.history.0 {
+        if !disk.is_of(volume) {
             return Err(FormatError::Identity { what: WHAT });
         }
         let field = |field, value| FormatError::Field { what: WHAT, field, value };

@@ -339,6 +339,7 @@ impl Superblock {
             ("epoch", disk.epoch),
             ("close segment", disk.close_segment),
             ("close position", disk.close_position),
+            ("fork position", disk.fork_position),
             ("lost segment", disk.loss_segment),
             ("lost epoch", disk.loss_epoch),
         ];
@@ -386,6 +387,12 @@ impl Superblock {
             name,
             backing: text("backing", &disk.backing, disk.backing_bytes.get())?,
         })
+    }
+
+    /// Whether what names `history`, and says nothing of positions behind `position`, can be of this volume's log. Up to
+    /// the fork that may be any history that the volume had: who made it had the key, and the chain proves the rest.
+    pub fn is_own(&self, history: Uuid, position: Position) -> bool {
+        history == self.history || position <= self.fork_position
     }
 
     /// The better of the two copies, and whether the other one needs writing again.

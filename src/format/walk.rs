@@ -2,7 +2,7 @@
 
 use super::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, EntryKind, FormatError, Offset, ParsedBatch, Position,
-    SegmentHeader, SegmentNumber, Summary, Superblock, SynchMark, block_crc,
+    SegmentHeader, SegmentNumber, Slot, Summary, Superblock, SynchMark, block_crc,
 };
 
 /// What a walk found.
@@ -23,16 +23,21 @@ pub struct Walk {
 /// Walks the batches of the segment in `image`, which starts with `header`'s block, as long as each continues the one
 /// before: the validity rule of `docs/format.md`. Data is verified in the batches from position `data_from` on.
 pub fn walk_segment(image: &[u8], volume: &Superblock, header: &SegmentHeader, data_from: Position) -> Walk {
+    walk_run(image, Offset(0), volume, header, data_from)
+}
+
+/// The same for a run of a slot's blocks, `run`, from its block `first` on, which is the slot's first or that of a batch.
+fn walk_run(run: &[u8], first: Offset, volume: &Superblock, header: &SegmentHeader, data_from: Position) -> Walk {
     let mut walk = Walk {
         summary: Summary::begin(header),
-        end: Offset(1),
+        end: Offset(first.0.max(1)),
         last: None,
         durable_through: header.durable_through,
         ends_with_open: false,
     };
-    let blocks = (image.len() / BLOCK_BYTES) as u32;
-    while walk.end.0 < blocks.min(volume.geometry.segment_blocks) {
-        let rest = &image[walk.end.0 as usize * BLOCK_BYTES..];
+    let blocks = first.0.saturating_add((run.len() / BLOCK_BYTES) as u32).min(volume.geometry.segment_blocks);
+    while walk.end.0 < blocks {
+        let rest = &run[(walk.end.0 - first.0) as usize * BLOCK_BYTES..];
         let Ok(batch) = BatchHeader::parse(rest, volume) else { break };
         if !walk.continued_by(&batch, header.segment) || walk.end.0 + batch.blocks() > blocks {
             break;
@@ -55,6 +60,17 @@ pub fn summary_from_image(image: &[u8], volume: &Superblock) -> Result<Summary, 
         return Err(FormatError::Field { what: "segment", field: "batches", value: 0 });
     }
     Ok(walk.summary)
+}
+
+/// The same for a part of a segment: a run of its blocks from block `first` of the slot on.
+///
+/// # Errors
+/// When no batch is there.
+pub fn summary_from_run(run: &[u8], first: Offset, volume: &Superblock) -> Result<Summary, FormatError> {
+    let at = if first.0 == 0 { BLOCK_BYTES } else { 0 };
+    let batch = BatchHeader::parse(run.get(at..).unwrap_or_default(), volume)?;
+    let header = SegmentHeader::of_first_batch(Slot(0), &batch.header);
+    Ok(walk_run(run, first, volume, &header, Position(u64::MAX)).summary)
 }
 
 /// The synch marks in a batch's data, or nothing when a mark, or with `verify` any block, is not what its entry says.

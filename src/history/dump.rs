@@ -169,7 +169,7 @@ fn dump_primary(source: &Source, only: Option<SegmentNumber>, take: &mut TakeSec
                 let (device, known) = (view.bench.device.clone(), volume.clone());
                 let image = view.bench.wait(async move { scan::image(&device, &known, slot).await })??;
                 let at = format!("slot {slot} at {offset:#x}");
-                match segment_dump(image.bytes(), volume, at) {
+                match segment_dump(image.bytes(), Offset(0), volume, at) {
                     Ok(dumped) => {
                         take(DumpSection::Segment(Box::new(dumped)))?;
                         continue;
@@ -196,8 +196,8 @@ fn dump_archive(source: &Source, only: Option<SegmentNumber>, take: &mut TakeSec
         if only.is_some_and(|only| only != segment) {
             continue;
         }
-        for name in source.objects_of(segment) {
-            let dumped = source.open_object(&name).and_then(object_dump);
+        for archived in source.archived(segment) {
+            let dumped = source.open_archived(&archived).and_then(object_dump);
             match dumped {
                 Ok(dumped) => take(DumpSection::Segment(Box::new(dumped)))?,
                 Err(error @ HistoryError::Store(_)) => return Err(error),
@@ -229,7 +229,7 @@ fn object_dump(mut object: ArchivedSegment) -> Result<SegmentDump, HistoryError>
     let damaged = |source| HistoryError::DamagedObject { segment: name.segment, source };
     let image = object.read_image().map_err(damaged)?;
     let at = format!("object {name} of {} bytes", object.object_bytes());
-    segment_dump(&image, &volume, at).map_err(|error| {
+    segment_dump(&image, object.start(), &volume, at).map_err(|error| {
         damaged(crate::archive::ArchiveError::Object { name, source: crate::archive::ObjectError::Format(error) })
     })
 }
@@ -315,12 +315,18 @@ pub fn superblock_section(superblock: &Superblock, at: String) -> DumpSection {
     }))
 }
 
-/// The segment in `image`, a whole slot.
-fn segment_dump(image: &[u8], volume: &Superblock, at: String) -> Result<SegmentDump, FormatError> {
-    let header = SegmentHeader::parse(image, volume)?;
+/// The segment in `image`, a whole slot, or of a part alone what is from block `first` on.
+fn segment_dump(image: &[u8], first: Offset, volume: &Superblock, at: String) -> Result<SegmentDump, FormatError> {
+    let header = match first {
+        Offset(0) => SegmentHeader::parse(image, volume)?,
+        Offset(first) => {
+            let batch = BatchHeader::parse(&image[first as usize * BLOCK_BYTES..], volume)?;
+            SegmentHeader::of_first_batch(Slot(0), &batch.header)
+        }
+    };
     let mut batches = Vec::new();
     let (mut end, mut chain, mut next, mut epoch) =
-        (Offset(1), header.predecessor, header.first_position, header.epoch);
+        (Offset(first.0.max(1)), header.predecessor, header.first_position, header.epoch);
     let end_why = loop {
         let Some(rest) = image.get(end.0 as usize * BLOCK_BYTES..).filter(|rest| rest.len() >= BLOCK_BYTES) else {
             break "the segment is full".to_owned();

@@ -1,6 +1,7 @@
 //! Why the past cannot be read.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::archive::{ArchiveError, SpecError, StoreError};
 use crate::format::{FormatError, Position, SegmentNumber};
@@ -20,10 +21,18 @@ pub enum HistoryError {
     Spec(#[from] SpecError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Where the volume's histories fork.
+    #[error(transparent)]
+    Lineage(#[from] ArchiveError),
     #[error("reading the primary: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
     Target(#[from] TargetError),
+    #[error("interrupted")]
+    Interrupted,
+    /// A restore ended early, and the same one can go on.
+    #[error("{source}\n{} keeps what is restored so far; the same command again goes on from there", kept.display())]
+    Unfinished { source: Box<HistoryError>, kept: PathBuf },
     /// Nothing is called so, or was ever there.
     #[error("{what}")]
     NoPoint { what: String },
@@ -33,6 +42,17 @@ pub enum HistoryError {
     /// It was there, and what it needs has gone.
     #[error("position {position} can no longer be restored: segment {segment} is gone from the primary{archive}")]
     Gone { position: Position, segment: SegmentNumber, archive: &'static str },
+    #[error(
+        "segment {segment} was archived while the volume was being rebuilt: the old primary is still in use; detach it first. \
+         Nothing was recorded, the volume is the old one's"
+    )]
+    InUse { segment: SegmentNumber },
+    #[error(
+        "{store}: another rebuild of this volume was faster, or the record of one is damaged: nothing was recorded"
+    )]
+    OtherRebuild { store: String },
+    #[error("the volume needs a primary of at least {need} bytes, and there are {have}")]
+    TooSmall { need: u64, have: u64 },
     #[error("segment {segment} is damaged on the primary: {source}")]
     DamagedSlot { segment: SegmentNumber, source: ScanError },
     #[error("segment {segment} is damaged in the archive: {source}")]
@@ -51,6 +71,17 @@ impl HistoryError {
         matches!(self, Self::NoPoint { .. } | Self::Gone { .. })
     }
 
+    /// Whether the store failed, rather than what is in it.
+    pub(super) fn is_of_store(&self) -> bool {
+        let of_store = |error: &StoreError| !matches!(error, StoreError::Missing { .. });
+        match self {
+            Self::Store(error)
+            | Self::Lineage(ArchiveError::Store(error))
+            | Self::DamagedObject { source: ArchiveError::Store(error), .. } => of_store(error),
+            _ => false,
+        }
+    }
+
     /// Whether the reason is damage, rather than a mistake of the caller or a device that fails.
     pub fn is_corruption(&self) -> bool {
         match self {
@@ -58,8 +89,9 @@ impl HistoryError {
                 matches!(source, FormatError::Checksum { .. } | FormatError::Field { .. })
             }
             // The store failed, not what is in it.
-            Self::DamagedObject { source: ArchiveError::Store(_), .. } => false,
+            Self::DamagedObject { source: ArchiveError::Store(_), .. } | Self::Lineage(ArchiveError::Store(_)) => false,
             Self::DamagedSlot { .. }
+            | Self::Lineage(_)
             | Self::DamagedObject { .. }
             | Self::Chain { .. }
             | Self::Copy { .. }

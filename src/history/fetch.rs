@@ -3,11 +3,13 @@
 //! The slot may get another segment at any time. A piece counts only if its blocks have the checksums that the entries
 //! say; the slot's header, read behind each piece, tells rot from reuse, and ends the reading of a slot that has gone.
 
+use std::sync::Arc;
+
 use super::primary::View;
-use super::source::Located;
-use super::{Damage, HistoryError, Source};
-use crate::archive::{ArchiveError, ArchivedSegment, FRAME_BYTES, ObjectName};
-use crate::format::{BLOCK_BYTES, Block, Offset, Position, SegmentNumber, Slot, block_crc};
+use super::source::{Archived, Located};
+use super::{Damage, HistoryError, PointIndex, Sited, Source};
+use crate::archive::{ArchiveError, ArchivedSegment, FRAME_BYTES};
+use crate::format::{BLOCK_BYTES, Block, Offset, Position, SegmentNumber, Slot, Summary, block_crc};
 use crate::io::Buffer;
 use crate::log::limits::SCAN_BYTES;
 
@@ -18,6 +20,25 @@ pub(super) struct Want {
     pub block: Block,
     pub crc: u32,
     pub position: Position,
+}
+
+/// The blocks whose newest version at the index's position is in the segment of `summary`, in the order of offsets.
+pub(super) fn wants(index: &PointIndex, summary: &Summary) -> Vec<Want> {
+    let mut wants = Vec::new();
+    for (position, batch, entries) in summary.walk().take_while(|(position, ..)| *position <= index.position()) {
+        let mut offset = batch.offset();
+        for entry in entries {
+            if entry.kind().is_ok_and(|kind| kind.has_data()) {
+                offset = offset.plus(1);
+                let (block, crc) = (entry.block(), entry.crc());
+                // The entry of a synch point has a number there that may be any block's; its place is none's.
+                if block.0 < index.blocks() && index.get(block) == Sited::At(summary.segment, offset, crc) {
+                    wants.push(Want { offset, block, crc, position });
+                }
+            }
+        }
+    }
+    wants
 }
 
 /// What a segment gave.
@@ -55,57 +76,112 @@ pub(super) fn fetch(
     if missing.is_empty() {
         return Ok(fetched);
     }
-    let wanted = missing.len();
-    let mut cause = "damaged on the primary, and the segment is not in the archive".to_owned();
-    let mut tried = false;
-    for name in objects(source, located)? {
-        if missing.is_empty() {
-            break;
-        }
-        tried = true;
-        match source.open_object(&name) {
-            Ok(object) => (missing, cause) = from_object(object, &missing, deliver)?,
-            Err(HistoryError::DamagedObject { source: ArchiveError::Store(error), .. }) => return Err(error.into()),
-            Err(error) => cause = error.to_string(),
-        }
-    }
-    if !tried && located.slot.is_none_or(|slot| !still_there(source, slot, segment)) {
+    let names = objects(source, located)?;
+    if names.is_empty() && located.slot.is_none_or(|slot| !still_there(source, slot, segment)) {
         return Err(HistoryError::Gone { position: missing[0].position, segment, archive: source.archive_word() });
     }
-    fetched.from_archive = (wanted - missing.len()) as u64;
-    fetched.damaged = missing.iter().map(|want| damage(want, segment, tried, &cause)).collect();
+    let cause: Arc<str> = "damaged on the primary, and the segment is not in the archive".into();
+    let missing = missing.into_iter().map(|want| Missing { want, cause: Arc::clone(&cause) }).collect();
+    let missing = from_objects(&|archived| source.open_archived(archived), &names, missing, &mut fetched, deliver)?;
+    fetched.damaged = missing.iter().map(|missing| missing.damage(segment, !names.is_empty())).collect();
     Ok(fetched)
 }
 
-fn damage(want: &Want, segment: SegmentNumber, archived: bool, cause: &str) -> Damage {
-    Damage {
-        block: want.block.0,
-        position: Some(want.position.0),
-        segment: Some(segment.0),
-        offset: Some(want.offset.0),
-        frame: archived.then_some(want.offset.0 / FRAME_BLOCKS),
-        cause: cause.to_owned(),
+/// Fetches out of the archive alone, for a thread that has no more of the source than its store: of the objects `names`
+/// the one that `fits` has the segment's summary, and `wants` are made from that. `None` when there is no such object, or
+/// none can be opened; then the source knows why.
+pub(super) fn fetch_archived(
+    open: &Open<'_>,
+    names: &[Archived],
+    segment: SegmentNumber,
+    fits: impl Fn(&Summary) -> bool,
+    wants: impl FnOnce(&Summary) -> Vec<Want>,
+    deliver: &mut Deliver<'_>,
+) -> Result<Option<Fetched>, HistoryError> {
+    let found = names.iter().find_map(|name| {
+        let object = open(name).ok().filter(|object| fits(object.summary()))?;
+        Some((name.clone(), object))
+    });
+    let Some((found, object)) = found else { return Ok(None) };
+    let wants = wants(object.summary());
+    let mut fetched = Fetched::default();
+    let missing = from_object(object, &wants, deliver)?;
+    fetched.from_archive = (wants.len() - missing.len()) as u64;
+    let others: Vec<Archived> = names.iter().filter(|name| **name != found).cloned().collect();
+    let missing = from_objects(open, &others, missing, &mut fetched, deliver)?;
+    fetched.damaged = missing.iter().map(|missing| missing.damage(segment, true)).collect();
+    Ok(Some(fetched))
+}
+
+/// A block that did not arrive, and why.
+pub(super) struct Missing {
+    pub want: Want,
+    pub cause: Arc<str>,
+}
+
+impl Missing {
+    fn damage(&self, segment: SegmentNumber, archived: bool) -> Damage {
+        let want = &self.want;
+        Damage {
+            block: want.block.0,
+            position: Some(want.position.0),
+            segment: Some(segment.0),
+            offset: Some(want.offset.0),
+            frame: archived.then_some(want.offset.0 / FRAME_BLOCKS),
+            cause: self.cause.to_string(),
+        }
     }
+}
+
+/// Opens an object.
+pub(super) type Open<'a> = dyn Fn(&Archived) -> Result<ArchivedSegment, HistoryError> + 'a;
+
+/// Fetches what is `missing` out of the objects, one after the other. What none of them has is damaged.
+fn from_objects(
+    open: &Open<'_>,
+    names: &[Archived],
+    mut missing: Vec<Missing>,
+    fetched: &mut Fetched,
+    deliver: &mut Deliver<'_>,
+) -> Result<Vec<Missing>, HistoryError> {
+    for name in names {
+        if missing.is_empty() {
+            break;
+        }
+        match open(name) {
+            Ok(object) => {
+                let wants: Vec<Want> = missing.iter().map(|missing| missing.want).collect();
+                missing = from_object(object, &wants, deliver)?;
+                fetched.from_archive += (wants.len() - missing.len()) as u64;
+            }
+            Err(HistoryError::DamagedObject { source: ArchiveError::Store(error), .. }) => return Err(error.into()),
+            Err(error) => {
+                let cause: Arc<str> = error.to_string().into();
+                missing.iter_mut().for_each(|missing| missing.cause = Arc::clone(&cause));
+            }
+        }
+    }
+    Ok(missing)
 }
 
 fn still_there(source: &Source, slot: Slot, segment: SegmentNumber) -> bool {
     source.primary.as_ref().is_some_and(|view| view.holds(slot, segment).unwrap_or(true))
 }
 
-/// The objects that may hold the segment, the likeliest first. The current segment of a running volume may have been
+/// What may hold the segment in the archive, the likeliest first. The current segment of a running volume may have been
 /// archived since it was looked at, under the epoch of a batch that is newer.
-fn objects(source: &Source, located: &Located) -> Result<Vec<ObjectName>, HistoryError> {
+pub(super) fn objects(source: &Source, located: &Located) -> Result<Vec<Archived>, HistoryError> {
     let summary = &located.summary;
-    if source.object_of(summary).is_none() {
+    if !source.has_whole(summary) {
         source.refresh()?;
     }
-    let mut names = source.objects_of(summary.segment);
-    names.sort_by_key(|name| name.epoch.abs_diff(summary.epoch));
-    Ok(names)
+    let mut objects = source.archived(summary.segment);
+    objects.sort_by_key(|archived| (matches!(archived, Archived::Parts(_)), archived.epoch().abs_diff(summary.epoch)));
+    Ok(objects)
 }
 
 /// Delivers what the slot has of `wants`, and returns the others.
-fn from_slot(
+pub(super) fn from_slot(
     view: &View,
     slot: Slot,
     segment: SegmentNumber,
@@ -144,47 +220,34 @@ fn from_slot(
     Ok(missing)
 }
 
-/// Delivers what the object has of `wants`; returns the others, and what is wrong with them.
-fn from_object(
+/// Delivers what the object has of `wants`, frame by frame; returns the others, each with what is wrong with it.
+pub(super) fn from_object(
     mut object: ArchivedSegment,
     wants: &[Want],
     deliver: &mut Deliver<'_>,
-) -> Result<(Vec<Want>, String), HistoryError> {
-    let mut cause = "does not match its checksum in the archive: it was damaged before it was archived".to_owned();
+) -> Result<Vec<Missing>, HistoryError> {
+    let rotten: Arc<str> = "does not match its checksum in the archive: it was damaged before it was archived".into();
     let mut missing = Vec::new();
-    // Many blocks come cheaper with the frames fetched together; after damage, frame by frame.
-    if wants.len() as u32 >= object.volume().geometry.segment_blocks / 8
-        && let Ok(image) = object.read_image()
-    {
-        let mut arrived = Vec::new();
-        for want in wants {
-            let at = want.offset.0 as usize * BLOCK_BYTES;
-            match image.get(at..at + BLOCK_BYTES) {
-                Some(data) if block_crc(data) == want.crc => arrived.push((want.block, data)),
-                _ => missing.push(*want),
+    let offsets: Vec<Offset> = wants.iter().map(|want| want.offset).collect();
+    object.read_blocks(&offsets, |range, frame| {
+        let mut arrived = Vec::with_capacity(range.len());
+        let mut miss = |want: &Want, cause: &Arc<str>| missing.push(Missing { want: *want, cause: Arc::clone(cause) });
+        match frame {
+            Ok((first, raw)) => {
+                for want in &wants[range] {
+                    let at = (want.offset.0 - first.0) as usize * BLOCK_BYTES;
+                    match raw.get(at..at + BLOCK_BYTES) {
+                        Some(data) if block_crc(data) == want.crc => arrived.push((want.block, data)),
+                        _ => miss(want, &rotten),
+                    }
+                }
             }
-        }
-        deliver(&mut arrived)?;
-        return Ok((missing, cause));
-    }
-    let mut data = vec![0; BLOCK_BYTES];
-    let mut bad_frame = None;
-    for want in wants {
-        let frame = want.offset.0 / FRAME_BLOCKS;
-        if bad_frame == Some(frame) {
-            missing.push(*want);
-            continue;
-        }
-        match object.read_block(want.offset, &mut data) {
-            Ok(()) if block_crc(&data) == want.crc => deliver(&mut [(want.block, &data[..])])?,
-            Ok(()) => missing.push(*want),
-            Err(ArchiveError::Store(error)) => return Err(error.into()),
             Err(error) => {
-                cause = error.to_string();
-                bad_frame = Some(frame);
-                missing.push(*want);
+                let cause: Arc<str> = error.to_string().into();
+                wants[range].iter().for_each(|want| miss(want, &cause));
             }
         }
-    }
-    Ok((missing, cause))
+        deliver(&mut arrived)
+    })?;
+    Ok(missing)
 }

@@ -5,8 +5,10 @@
 //! 2. [`Source::points`] lists the synch points that can be restored, [`Source::resolve`] finds the one that a person
 //!    means, or any other position.
 //! 3. [`index_at`] scans backward from there, through at most W+1 segments, and keeps for each block the newest place.
-//! 4. [`restore`](restore()) reads every segment once and writes the blocks to a file or a device.
-//! 5. [`check`](check()) looks at the structure of a primary at rest, [`dump`](dump()) shows a log as text.
+//! 4. [`restore`](restore()) reads every segment once, several at a time, and writes the blocks to a file or a device; one
+//!    that was interrupted goes on. [`RebuildPlan`] makes a new primary, which continues the volume, out of the archive.
+//! 5. [`verify`](verify()) reads every byte of primary and archive and names what is damaged, and which points need it.
+//! 6. [`check`](check()) looks at the structure of a primary at rest, [`dump`](dump()) shows a log as text.
 //!
 //! ```text
 //! segment      s-W   s-W+1   ...    s-1      s
@@ -22,15 +24,22 @@ mod dump;
 mod dump_text;
 mod error;
 mod fetch;
+mod interrupt;
+mod pipeline;
+mod plan;
 mod point;
 mod primary;
 mod progress;
+mod rebuild;
 mod restore;
+mod salvage;
 mod scan;
 mod slots;
 mod source;
 mod target;
 mod text;
+mod unfinished;
+mod verify;
 
 pub use check::{CheckReport, Finding, Severity, check, check_path};
 pub use damage::Damage;
@@ -39,11 +48,14 @@ pub use dump::{
     superblock_section,
 };
 pub use error::HistoryError;
+pub use interrupt::Interrupt;
 pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts, check_label};
 pub use progress::Progress;
-pub use restore::{RestoreReport, restore};
+pub use rebuild::{RebuildOptions, RebuildPlan, RebuildReport};
+pub use restore::{RestoreOptions, RestoreReport, restore, restore_with};
 pub use scan::{PointIndex, Segments, Sited, index_at};
 pub use slots::summaries_on;
 pub use source::Source;
-pub use target::{Target, TargetError, exit_unfinished, recognise};
+pub use target::{Change, Target, TargetError, Watch, recognise};
 pub use text::rfc3339;
+pub use verify::{VerifyFinding, VerifyReport, verify, verify_at};

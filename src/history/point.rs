@@ -135,20 +135,23 @@ impl std::fmt::Display for Moment {
 }
 
 /// What is kept of a segment while points are listed: its links, its marks, its places.
-struct Stop {
-    segment: SegmentNumber,
-    oldest_needed: SegmentNumber,
+pub(super) struct Stop {
+    pub segment: SegmentNumber,
+    pub oldest_needed: SegmentNumber,
     /// The oldest segment of the unbroken chain that ends here.
-    chained_from: SegmentNumber,
+    pub chained_from: SegmentNumber,
+    pub last_checksum: Checksum,
     on_primary: bool,
-    in_archive: bool,
+    last_position: Position,
+    /// The archive has the segment up to here.
+    archived_to: Position,
     first_time_ns: i64,
     last_time_ns: i64,
-    marks: Vec<SynchMark>,
+    pub marks: Vec<SynchMark>,
 }
 
 impl Stop {
-    fn is_restorable(&self) -> bool {
+    pub fn is_restorable(&self) -> bool {
         self.chained_from <= self.oldest_needed
     }
 }
@@ -171,8 +174,10 @@ impl Source {
             let end = stops.partition_point(|other| other.segment <= stop.segment);
             let start = stops.partition_point(|other| other.segment < stop.oldest_needed);
             let window = &stops[start..end];
-            let whereabouts = if stop.marks.is_empty() { Whereabouts::Primary } else { whereabouts(window) };
-            let point = |mark| PointInfo::new(mark, stop.segment, window.len() as u64, whereabouts);
+            let point = |mark: &SynchMark| {
+                let whereabouts = whereabouts(window, Position(mark.point));
+                PointInfo::new(mark, stop.segment, window.len() as u64, whereabouts)
+            };
             stop.marks.iter().map(point).collect::<Vec<_>>()
         });
         Ok(Points {
@@ -183,7 +188,7 @@ impl Source {
     }
 
     /// Every segment there is, oldest first, with its part of the chain; no older ones once `enough` holds.
-    fn stops(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Vec<Stop>, HistoryError> {
+    pub(super) fn stops(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Vec<Stop>, HistoryError> {
         let mut stops: Vec<Stop> = Vec::new();
         let mut next: Option<(SegmentNumber, Checksum, Position)> = None;
         let (mut chain, mut read) = (0, Summaries::new());
@@ -223,8 +228,10 @@ impl Source {
                 oldest_needed: oldest_needed(summary),
                 // Where it begins is known when it is closed.
                 chained_from: SegmentNumber(0),
+                last_checksum: summary.last_checksum,
                 on_primary: found.slot.is_some(),
-                in_archive: self.object_of(summary).is_some(),
+                last_position: summary.last_position(),
+                archived_to: self.archived_to(summary),
                 first_time_ns: summary.batches.first().map_or(0, |batch| batch.time_ns()),
                 last_time_ns: summary.batches.last().map_or(0, |batch| batch.time_ns()),
                 marks: summary.synchs.clone(),
@@ -355,9 +362,9 @@ fn close_chain(stops: &mut [Stop]) {
     }
 }
 
-fn whereabouts(window: &[Stop]) -> Whereabouts {
+fn whereabouts(window: &[Stop], position: Position) -> Whereabouts {
     let primary = window.iter().all(|stop| stop.on_primary);
-    let archive = window.iter().all(|stop| stop.in_archive);
+    let archive = window.iter().all(|stop| stop.archived_to >= stop.last_position.min(position));
     match (primary, archive) {
         (true, true) => Whereabouts::Both,
         (true, false) => Whereabouts::Primary,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::HistoryError;
 use super::slots::Slots;
-use crate::format::{BLOCK_BYTES, Place, SegmentHeader, SegmentNumber, Slot, Summary, Superblock};
+use crate::format::{BLOCK_BYTES, BatchHeader, Offset, Place, SegmentHeader, SegmentNumber, Slot, Summary, Superblock};
 use crate::io::{Bench, Buffer, Device, Primary};
 use crate::log::scan::{self, ScanError};
 
@@ -59,14 +59,22 @@ impl View {
         })
     }
 
-    /// Whether `slot` holds `segment` now.
+    /// Whether `slot` holds `segment` now. A header that has rotted is stood in for by the first batch.
     pub(super) fn holds(&self, slot: Slot, segment: SegmentNumber) -> io::Result<bool> {
         let scratch = self.scratch.borrow_mut().take();
         let block = scratch.map_or_else(|| Buffer::new(BLOCK_BYTES), Ok)?;
-        self.bench.fill(self.volume.geometry.slot_place(slot).bytes(), &block)?;
-        let header = SegmentHeader::parse(block.bytes(), &self.volume);
+        let place = self.volume.geometry.slot_place(slot);
+        let read = self.bench.fill(place.bytes(), &block);
+        let found = match SegmentHeader::parse(block.bytes(), &self.volume) {
+            Ok(header) if read.is_ok() => header.segment,
+            _ => {
+                self.bench.fill(place.plus(1).bytes(), &block)?;
+                let first = BatchHeader::parse(block.bytes(), &self.volume).map(|batch| batch.header);
+                first.ok().filter(|first| first.offset == Offset(1)).map_or(SegmentNumber(0), |first| first.segment)
+            }
+        };
         *self.scratch.borrow_mut() = Some(block);
-        Ok(header.is_ok_and(|header| header.segment == segment))
+        Ok(found == segment)
     }
 
     /// Fills `into` from `place`; a block that cannot be read becomes zeros, which no checksum takes for another block's

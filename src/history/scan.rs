@@ -157,11 +157,6 @@ impl PointIndex {
         self.position
     }
 
-    /// Blocks that any entry of the scan was about.
-    pub(super) fn mapped(&self) -> u64 {
-        self.index.mapped()
-    }
-
     /// The oldest and the newest segment of the scan.
     pub fn segments(&self) -> std::ops::RangeInclusive<u64> {
         self.base.0..=self.newest.0

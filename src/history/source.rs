@@ -1,33 +1,57 @@
 //! Where the past is: a primary, its archive, or both; segments by number, and of several candidates the right one.
 //!
 //! A segment can be in a slot, in an object, in both, and, after a loss that was accepted, in more than one object. The
-//! one whose last checksum is what the next segment names as its predecessor's is the one that counts. Objects are of
-//! the volume's own history.
+//! one whose last checksum is what the next segment names as its predecessor's is the one that counts. The segment that
+//! was open last may be there in parts. Objects are of the volume's own history and of those it continues.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::primary::View;
 use super::scan::sound;
+use super::target::is_one_of;
 use super::{HistoryError, Segments};
-use crate::archive::{ArchivedSegment, ObjectName, Spec, Store, open_store, store_identity};
+use crate::archive::{
+    ArchiveError, ArchivedSegment, Lineage, ObjectName, Spec, Store, StoreError, one_past, open_store, store_identity,
+};
 use crate::format::{Checksum, FormatError, Position, SegmentNumber, Slot, Summary, Superblock};
 use crate::log::scan::ScanError;
 
 /// Threads that read summaries from a store.
 const READERS: usize = 8;
 
-/// Summaries of objects, as far as they could be read.
-pub(super) type Summaries = HashMap<ObjectName, Arc<Summary>>;
+/// A segment as it may be in the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Archived {
+    Whole(ObjectName),
+    /// All parts that there are of an open segment, in whatever order they belong.
+    Parts(Vec<ObjectName>),
+}
+
+impl Archived {
+    /// The epoch of its last batch.
+    pub fn epoch(&self) -> u64 {
+        match self {
+            Self::Whole(name) => name.epoch,
+            Self::Parts(names) => names.iter().map(|name| name.epoch).max().unwrap_or(0),
+        }
+    }
+}
+
+/// Summaries of archived segments, as far as they could be read.
+pub(super) type Summaries = HashMap<Archived, Arc<Summary>>;
+
+/// What there is of each segment in the archive, the likeliest first.
+type Objects = BTreeMap<SegmentNumber, Vec<Archived>>;
 
 /// A volume's past, open for reading.
 pub struct Source {
     volume: Superblock,
     pub(super) primary: Option<View>,
     pub(super) store: Option<Arc<dyn Store>>,
-    objects: RefCell<BTreeMap<SegmentNumber, Vec<ObjectName>>>,
+    objects: RefCell<Objects>,
 }
 
 /// A segment's summary and where it was found.
@@ -69,13 +93,16 @@ impl Source {
         Ok(Self { volume: view.volume.clone(), primary: Some(view), store: None, objects: RefCell::default() })
     }
 
-    /// The past in the archive `spec` alone: the primary is gone.
+    /// The past in the archive `spec` alone: the primary is gone. After rebuilds that of the newest history.
     ///
     /// # Errors
     /// When there is no archive, or it cannot be read.
     pub fn open_spec(spec: &Spec) -> Result<Self, HistoryError> {
-        let volume = store_identity(spec)?;
+        let mut volume = store_identity(spec)?;
         let store = open_store(spec, Some(&volume))?;
+        if let Some(store) = &store {
+            volume = Lineage::newest(store, volume)?;
+        }
         Self::open_store(volume, store)
     }
 
@@ -101,20 +128,45 @@ impl Source {
         numbers.into_iter().collect()
     }
 
-    /// The archive object of the segment that `summary` describes, by its name alone.
-    pub(super) fn object_of(&self, summary: &Summary) -> Option<ObjectName> {
-        let objects = self.objects.borrow();
-        objects.get(&summary.segment)?.iter().find(|name| name.epoch == summary.epoch).copied()
+    /// Whether the archive has the whole segment that `summary` describes, going by names alone.
+    pub(super) fn has_whole(&self, summary: &Summary) -> bool {
+        let whole = |archived: &Archived| matches!(archived, Archived::Whole(name) if name.epoch == summary.epoch);
+        self.objects.borrow().get(&summary.segment).is_some_and(|found| found.iter().any(whole))
     }
 
-    /// The archive objects of `segment`.
-    pub(super) fn objects_of(&self, segment: SegmentNumber) -> Vec<ObjectName> {
+    /// The last position of the segment of `summary` that the archive has: all of it, or what is in parts.
+    pub(super) fn archived_to(&self, summary: &Summary) -> Position {
+        if self.has_whole(summary) {
+            return summary.last_position();
+        }
+        let parts =
+            self.archived(summary.segment).into_iter().filter(|archived| matches!(archived, Archived::Parts(_)));
+        let last = |parts| Some(self.open_archived(&parts).ok()?.summary().last_position());
+        parts.filter_map(last).max().unwrap_or_default()
+    }
+
+    /// What the archive has of `segment`, the likeliest first.
+    pub(super) fn archived(&self, segment: SegmentNumber) -> Vec<Archived> {
         self.objects.borrow().get(&segment).cloned().unwrap_or_default()
     }
 
-    /// Where the primary is.
-    pub fn primary_path(&self) -> Option<&Path> {
-        self.primary.as_ref().map(|view| view.path.as_path())
+    /// Whether `segment` is in a slot of the primary.
+    pub(super) fn is_here(&self, segment: SegmentNumber) -> bool {
+        self.primary.as_ref().is_some_and(|view| view.slots.found.contains_key(&segment))
+    }
+
+    /// Whether writing to `path` would overwrite what is read from.
+    pub fn reads_from(&self, path: &Path) -> bool {
+        is_one_of(path, &self.places())
+    }
+
+    /// What is read: the primary, and the store's file, device or directory.
+    pub(super) fn places(&self) -> Vec<PathBuf> {
+        let store = self.store.as_ref().and_then(|store| match Spec::parse(&store.spec()) {
+            Ok(Spec::File(path) | Spec::Device(path) | Spec::Directory(path)) => Some(path),
+            _ => None,
+        });
+        self.primary.iter().map(|view| view.path.clone()).chain(store).collect()
     }
 
     /// Lists the objects again: a running volume archives segments meanwhile.
@@ -126,14 +178,31 @@ impl Source {
         Ok(())
     }
 
-    /// Opens the object `name`, and checks that it is this volume's.
-    pub(super) fn open_object(&self, name: &ObjectName) -> Result<ArchivedSegment, HistoryError> {
-        let store = self.store.as_ref().ok_or(HistoryError::Gone {
-            position: Position(0),
-            segment: name.segment,
-            archive: self.archive_word(),
-        })?;
-        open_in(store, &self.volume, name)
+    /// Opens an archived segment, and checks that it is this volume's. Parts that were deleted since they were listed are
+    /// looked for again: others, or the whole segment, have taken their place.
+    pub(super) fn open_archived(&self, archived: &Archived) -> Result<ArchivedSegment, HistoryError> {
+        match &self.store {
+            Some(store) => match (open_in(store, &self.volume, archived), archived) {
+                (
+                    Err(HistoryError::DamagedObject {
+                        segment,
+                        source: ArchiveError::Store(StoreError::Missing { .. }),
+                    }),
+                    Archived::Parts(_),
+                ) => {
+                    self.refresh()?;
+                    let gone = || HistoryError::Gone { position: Position(0), segment, archive: self.archive_word() };
+                    let now = self.archived(segment).into_iter().find(|now| now != archived).ok_or_else(gone)?;
+                    open_in(store, &self.volume, &now)
+                }
+                (opened, _) => opened,
+            },
+            None => {
+                let store = self.volume.backing.clone();
+                let what = "there is no archive".to_owned();
+                Err(StoreError::Refused { store, what }.into())
+            }
+        }
     }
 
     /// The summaries of the objects of `segments` that are in no slot, read a few at a time: a store may take its time for
@@ -143,17 +212,17 @@ impl Source {
         let here = |segment: &&SegmentNumber| {
             self.primary.as_ref().is_some_and(|view| view.slots.found.contains_key(*segment))
         };
-        let names: Vec<ObjectName> =
-            segments.iter().filter(|segment| !here(segment)).flat_map(|segment| self.objects_of(*segment)).collect();
+        let wanted: Vec<Archived> =
+            segments.iter().filter(|segment| !here(segment)).flat_map(|segment| self.archived(*segment)).collect();
         let volume = &self.volume;
         // What cannot be read now is tried again by whoever wants it, who then says why.
-        let read = |names: &[ObjectName]| -> Vec<(ObjectName, Arc<Summary>)> {
-            let summary = |name| open_in(store, volume, name).map(|object| Arc::new(object.summary().clone()));
-            names.iter().filter_map(|name| Some((*name, summary(name).ok()?))).collect()
+        let read = |wanted: &[Archived]| -> Vec<(Archived, Arc<Summary>)> {
+            let summary = |archived| open_in(store, volume, archived).map(|object| Arc::new(object.summary().clone()));
+            wanted.iter().filter_map(|archived| Some((archived.clone(), summary(archived).ok()?))).collect()
         };
         std::thread::scope(|scope| {
-            let share = names.len().div_ceil(READERS).max(1);
-            let readers: Vec<_> = names.chunks(share).map(|names| scope.spawn(move || read(names))).collect();
+            let share = wanted.len().div_ceil(READERS).max(1);
+            let readers: Vec<_> = wanted.chunks(share).map(|wanted| scope.spawn(move || read(wanted))).collect();
             readers.into_iter().filter_map(|reader| reader.join().ok()).flatten().collect()
         })
     }
@@ -204,10 +273,10 @@ impl Source {
                 }
             }
         }
-        for name in self.objects_of(segment) {
-            let summary = match read.get(&name) {
+        for archived in self.archived(segment) {
+            let summary = match read.get(&archived) {
                 Some(summary) => Ok(Arc::clone(summary)),
-                None => self.open_object(&name).map(|object| Arc::new(object.summary().clone())),
+                None => self.open_archived(&archived).map(|object| Arc::new(object.summary().clone())),
             };
             match summary {
                 Ok(summary) if sound(&summary, segment) && fits(&summary) => {
@@ -229,9 +298,20 @@ impl Source {
     }
 }
 
-fn open_in(store: &Arc<dyn Store>, volume: &Superblock, name: &ObjectName) -> Result<ArchivedSegment, HistoryError> {
-    let segment = ArchivedSegment::open(store, name, Some(volume))
-        .map_err(|source| HistoryError::DamagedObject { segment: name.segment, source })?;
+pub(super) fn open_in(
+    store: &Arc<dyn Store>,
+    volume: &Superblock,
+    archived: &Archived,
+) -> Result<ArchivedSegment, HistoryError> {
+    let segment = match archived {
+        Archived::Whole(name) => ArchivedSegment::open(store, name, Some(volume)),
+        Archived::Parts(names) => ArchivedSegment::open_parts(store, names, Some(volume)),
+    };
+    let number = match archived {
+        Archived::Whole(name) => name.segment,
+        Archived::Parts(names) => names.first().map_or(SegmentNumber(0), |name| name.segment),
+    };
+    let segment = segment.map_err(|source| HistoryError::DamagedObject { segment: number, source })?;
     let (here, there) = (volume.geometry, segment.volume().geometry);
     if there.segment_blocks != here.segment_blocks {
         let source = FormatError::Field {
@@ -239,39 +319,34 @@ fn open_in(store: &Arc<dyn Store>, volume: &Superblock, name: &ObjectName) -> Re
             field: "segment blocks",
             value: u64::from(there.segment_blocks),
         };
-        let source = crate::archive::ArchiveError::Object { name: *name, source: source.into() };
-        return Err(HistoryError::DamagedObject { segment: name.segment, source });
+        let source = crate::archive::ArchiveError::Object { name: segment.header().name, source: source.into() };
+        return Err(HistoryError::DamagedObject { segment: number, source });
     }
     Ok(segment)
 }
 
-/// The objects of the volume's history, without those of a past that was given up: an older epoch behind a newer one, which
-/// may be that of the primary's last segment, `tail`.
+/// What there is of the volume's past, without that of a past that was given up, see [`one_past`].
 fn list(
     store: &Arc<dyn Store>,
     volume: &Superblock,
     tail: Option<(SegmentNumber, u64)>,
-) -> Result<BTreeMap<SegmentNumber, Vec<ObjectName>>, HistoryError> {
-    let list = store.list()?.into_iter().map(|(name, _)| name);
-    let mut objects: BTreeMap<SegmentNumber, Vec<ObjectName>> = BTreeMap::new();
-    for name in list.filter(|name| name.history == volume.history && name.part == 0) {
-        objects.entry(name.segment).or_default().insert(0, name);
+) -> Result<Objects, HistoryError> {
+    let names = one_past(Lineage::read(store, volume)?.names, tail);
+    let mut objects = Objects::new();
+    for names in names.chunk_by(|a, b| a.segment == b.segment) {
+        // The newest first.
+        let (parts, whole): (Vec<_>, Vec<_>) = names.iter().rev().partition(|name| name.part > 0);
+        let mut found: Vec<Archived> = whole.into_iter().map(Archived::Whole).collect();
+        found.extend((!parts.is_empty()).then_some(Archived::Parts(parts)));
+        objects.insert(names[0].segment, found);
     }
-    // Epochs only grow along the log.
-    let mut before = 0;
-    for (segment, names) in &mut objects {
-        let (_, epoch) = tail.filter(|(last, _)| last <= segment).unwrap_or_default();
-        before = epoch.max(before);
-        names.retain(|name| name.epoch >= before);
-        before = names.first().map_or(before, |name| name.epoch.max(before));
-    }
-    objects.retain(|_, names| !names.is_empty());
     Ok(objects)
 }
 
 impl Segments for Source {
     fn summary(&self, segment: SegmentNumber, successor: Option<Checksum>) -> Result<Arc<Summary>, HistoryError> {
-        if let Some(found) = self.locate(segment, successor)? {
+        // What cannot be read may have been superseded since the objects were listed.
+        if let Ok(Some(found)) = self.locate(segment, successor) {
             return Ok(found.summary);
         }
         self.refresh()?;

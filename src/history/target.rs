@@ -1,26 +1,36 @@
 //! Where a restored volume goes: a new sparse file, or a block device.
 //!
-//! A file gets its name when it is whole; until then it is `.NAME.partial` beside it. A device gets its first block last,
-//! and zeros there first: half a volume is nothing that could be mounted. So whatever ends a restore leaves no wreck.
+//! A file gets its name when it is whole; until then it is `.NAME.partial` beside it. Either gets its first block last:
+//! until then that says how far the restore is (`unfinished.rs`), so half a volume is nothing that could be mounted, and a
+//! restore that was interrupted goes on. So whatever ends a restore leaves no wreck.
 //!
 //! Nothing that anybody might still want is overwritten without being told to: an existing file, a device that holds
 //! something recognised. What is in use, or is the source itself, is not overwritten at all.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, IoSlice, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::uio::pwritev;
 
+use super::unfinished::Unfinished;
+use crate::archive::{RingStore, rests_on};
 use crate::format::{BLOCK_BYTES, Block, FormatError, Superblock};
 
 /// Blocks that are written together.
 const RUN_BLOCKS: usize = 256;
+/// Fewer blocks in a row are not worth a system call of their own to set room aside.
+const RESERVE_BLOCKS: u64 = 8;
+const ZEROS: &[u8] = &[0; BLOCK_BYTES];
+/// Segments of another restore that was interrupted here, at most; more is nothing that was written by us.
+const MANY_SEGMENTS: usize = 1 << 24;
 
 /// Why a target cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +43,7 @@ pub enum TargetError {
     InUse { path: PathBuf },
     #[error("{path}: is being written by another restore")]
     Restoring { path: PathBuf },
-    #[error("{path}: is the primary that is restored from")]
+    #[error("{path}: is what is restored from")]
     Itself { path: PathBuf },
     #[error("{path}: has {have} bytes, the volume has {need}")]
     Small { path: PathBuf, have: u64, need: u64 },
@@ -43,111 +53,221 @@ pub enum TargetError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The partial files that this process is writing.
-static PARTIALS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-fn partials() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    PARTIALS.lock().unwrap_or_else(PoisonError::into_inner)
+/// A change of a target, before it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Data, or zeros.
+    Write { at: u64, bytes: u64 },
+    /// What has been written is made durable.
+    Sync,
+    /// The first block is written: what is done so far, or at the end its own data.
+    First,
+    /// A file gets its name.
+    Name,
+    /// An unfinished target that is of no use goes.
+    Remove,
 }
 
-/// Ends the process with `code`, having removed what it has not finished: for the thread that waits for signals.
-pub fn exit_unfinished(code: i32) -> ! {
-    // Held to the end, so that nothing becomes finished meanwhile.
-    let partials = partials();
-    for path in partials.iter() {
-        let _ = std::fs::remove_file(path);
-    }
-    std::process::exit(code)
+/// Is told of every change, and may forbid it: so a test can end a restore anywhere.
+pub type Watch = Arc<dyn Fn(Change) -> io::Result<()> + Send + Sync>;
+
+/// What is to be written to a target.
+pub(super) struct Writing<'a> {
+    /// Bytes of the volume.
+    pub bytes: u64,
+    pub identity: [u8; 32],
+    /// Segments that the point needs.
+    pub segments: usize,
+    /// What is restored from: primary, store.
+    pub sources: &'a [PathBuf],
+    pub force: bool,
+    pub watch: Option<Watch>,
 }
 
-/// A target that is being written. What was written to a file and not [finished](Self::finish) is removed.
+/// A target that is being written, by any number of threads. One that is dropped stays as it is, as if the process had died.
 pub struct Target {
     path: PathBuf,
     file: File,
     bytes: u64,
     kind: Kind,
-    scratch: Vec<u8>,
+    identity: [u8; 32],
+    /// What the first block will be.
+    first: Mutex<Vec<u8>>,
+    /// What an earlier restore of the same identity has recorded.
+    resumed: Option<Vec<bool>>,
+    /// Something has been recorded, now or before.
+    recorded: AtomicBool,
+    /// The kernel has failed to make something durable, and does not say again what: nothing is recorded any more.
+    unsure: AtomicBool,
+    /// Room has been set aside, so what was never written may be no hole.
+    reserved: AtomicBool,
+    watch: Option<Watch>,
 }
 
 enum Kind {
-    /// A file, sparse: what is not written is zeros. It has this name until it is finished.
-    File { partial: PathBuf },
-    /// A device, and what its first block will be.
-    Device { first: Vec<u8> },
+    /// A file, sparse: what was never written is zeros. It has this name until it is finished.
+    File {
+        partial: PathBuf,
+    },
+    Device,
 }
 
 impl Target {
-    /// Opens `path` for a volume of `bytes` bytes. `primary` is the one that is restored from.
+    /// Opens `path`. When an earlier restore of the same identity was interrupted there, goes on from what it had recorded.
     ///
     /// # Errors
     /// See [`TargetError`]; nothing has been changed then.
-    pub fn open(path: &Path, bytes: u64, force: bool, primary: Option<&Path>) -> Result<Self, TargetError> {
+    pub(super) fn open(path: &Path, writing: &Writing<'_>) -> Result<Self, TargetError> {
         let failed = |source| TargetError::Io { path: path.to_owned(), source };
-        let target = |path: PathBuf, file, kind| Self { path, file, bytes, kind, scratch: Vec::new() };
-        match std::fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-            Ok(found) if found.is_file() => check_existing(path, force, primary)?,
-            Ok(found) if found.file_type().is_block_device() => {
-                let target = target(path.to_owned(), device(path, bytes, force, primary)?, Kind::device());
-                target.write_first().map_err(failed)?;
-                return Ok(target);
+        let (force, sources) = (writing.force, writing.sources);
+        let (path, file, kind) = match std::fs::metadata(path) {
+            Ok(found) if found.file_type().is_block_device() => (path.to_owned(), device(path, writing)?, Kind::Device),
+            Ok(found) if !found.is_file() => return Err(TargetError::Kind { path: path.to_owned() }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            found => {
+                if found.is_ok() {
+                    check_existing(path, force, sources)?;
+                }
+                // A link stays a link.
+                let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+                let partial = partial_name(&path)?;
+                (path, partial_file(&partial)?, Kind::File { partial })
             }
-            Ok(_) => return Err(TargetError::Kind { path: path.to_owned() }),
+        };
+        Self::begin(path, file, kind, writing)
+    }
+
+    /// Goes on with what is in `file`, or starts over.
+    fn begin(path: PathBuf, file: File, kind: Kind, writing: &Writing<'_>) -> Result<Self, TargetError> {
+        let found = unfinished(&file, writing.segments);
+        let length =
+            if matches!(kind, Kind::Device) { writing.bytes } else { file.metadata().map_or(0, |file| file.len()) };
+        let ours = found.as_ref().filter(|found| {
+            found.identity == writing.identity && found.done.len() == writing.segments && length == writing.bytes
+        });
+        let mut target = Self {
+            path,
+            file,
+            bytes: writing.bytes,
+            kind,
+            identity: writing.identity,
+            first: Mutex::new(vec![0; BLOCK_BYTES]),
+            resumed: ours.map(|found| found.done.clone()),
+            recorded: AtomicBool::new(false),
+            unsure: AtomicBool::new(false),
+            reserved: AtomicBool::new(false),
+            watch: writing.watch.clone(),
+        };
+        if let Some(done) = &target.resumed {
+            target.recorded = AtomicBool::new(done.contains(&true));
+            return Ok(target);
         }
-        // A link stays a link.
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut name = OsString::from(".");
-        name.push(path.file_name().ok_or_else(|| TargetError::Kind { path: path.clone() })?);
-        name.push(".partial");
-        let partial = path.with_file_name(name);
-        let file = partial_file(&partial, bytes)?;
-        partials().insert(partial.clone());
-        Ok(target(path, file, Kind::File { partial }))
+        let place = target.place().display();
+        if found.is_some() {
+            log::warn!("{place}: a restore of another point, volume or size was interrupted here; starting over");
+        } else if !target.is_device() && length > 0 {
+            log::warn!("{place}: an interrupted restore does not say what it had done; starting over");
+        }
+        let record = target.record_of(&vec![false; writing.segments]);
+        if let Err(source) = target.clear().and_then(|()| target.write_first(&record)) {
+            target.remove();
+            return Err(target.failed(source));
+        }
+        Ok(target)
+    }
+
+    /// Makes a file zeros.
+    fn clear(&self) -> io::Result<()> {
+        if self.is_device() {
+            return Ok(());
+        }
+        self.file.set_len(0)?;
+        self.file.set_len(self.bytes)
+    }
+
+    /// Which segments an earlier restore says are there.
+    pub(super) fn resumed(&self) -> Option<&[bool]> {
+        self.resumed.as_deref()
+    }
+
+    /// Where the data is until it is finished.
+    pub(super) fn place(&self) -> &Path {
+        match &self.kind {
+            Kind::File { partial } => partial,
+            Kind::Device => &self.path,
+        }
     }
 
     /// Whether it is a block device; otherwise a file.
     pub fn is_device(&self) -> bool {
-        matches!(self.kind, Kind::Device { .. })
+        matches!(self.kind, Kind::Device)
     }
 
-    /// Writes blocks; neighbours go together. Zeros are left out where zeros are.
-    pub(super) fn write(&mut self, blocks: &mut [(Block, &[u8])]) -> Result<(), TargetError> {
+    /// Writes blocks; neighbours go together. In a file zeros are holes.
+    pub(super) fn write(&self, blocks: &mut [(Block, &[u8])]) -> Result<(), TargetError> {
         blocks.sort_unstable_by_key(|(block, _)| *block);
         let mut rest = &blocks[..];
-        if let (Kind::Device { first }, Some((Block(0), data))) = (&mut self.kind, rest.first()) {
-            first.copy_from_slice(data);
+        if let Some((Block(0), data)) = rest.first() {
+            self.first().copy_from_slice(data);
             rest = &rest[1..];
         }
+        let hole = |data: &[u8]| !self.is_device() && data == ZEROS;
         while let Some((first, data)) = rest.first() {
-            if !self.is_device() && data.iter().all(|byte| *byte == 0) {
+            if hole(data) {
+                self.zero(*first, 1)?;
                 rest = &rest[1..];
                 continue;
             }
-            let follows = |(rank, (block, _)): (usize, &(Block, &[u8]))| block.0 == first.0 + rank as u64;
-            let run = rest.iter().enumerate().take(RUN_BLOCKS).take_while(|entry| follows(*entry)).count();
-            self.scratch.clear();
-            for (_, data) in &rest[..run] {
-                self.scratch.extend_from_slice(data);
-            }
-            let at = first.0 * BLOCK_BYTES as u64;
-            self.file.write_all_at(&self.scratch, at).map_err(|source| self.failed(source))?;
+            let goes_with = |(rank, (block, data)): (usize, &(Block, &[u8]))| {
+                block.0 == first.0 + rank as u64 && (rank == 0 || !hole(data))
+            };
+            let run = rest.iter().enumerate().take(RUN_BLOCKS).take_while(|entry| goes_with(*entry)).count();
+            self.write_run(*first, &rest[..run]).map_err(|source| self.failed(source))?;
             rest = &rest[run..];
         }
         Ok(())
     }
 
-    /// Makes `count` blocks from `block` zeros. A file has them already.
-    pub(super) fn zero(&mut self, mut block: Block, mut count: u64) -> Result<(), TargetError> {
-        let Kind::Device { first } = &mut self.kind else { return Ok(()) };
+    /// Writes blocks that follow each other.
+    fn write_run(&self, first: Block, blocks: &[(Block, &[u8])]) -> io::Result<()> {
+        let mut at = first.0 * BLOCK_BYTES as u64;
+        self.may(Change::Write { at, bytes: (blocks.len() * BLOCK_BYTES) as u64 })?;
+        if let [(_, data)] = blocks {
+            return self.file.write_all_at(data, at);
+        }
+        let mut slices: Vec<IoSlice<'_>> = blocks.iter().map(|(_, data)| IoSlice::new(data)).collect();
+        let mut left = &mut slices[..];
+        while !left.is_empty() {
+            match pwritev(&self.file, left, at.cast_signed()) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `count` blocks from `block` zeros. A new file has them already.
+    pub(super) fn zero(&self, mut block: Block, mut count: u64) -> Result<(), TargetError> {
         if block.0 == 0 && count > 0 {
-            first.fill(0);
+            self.first().fill(0);
             (block, count) = (Block(1), count - 1);
         }
-        if count == 0 {
+        let holes = !self.is_device() && self.resumed.is_none() && !self.reserved.load(Ordering::Relaxed);
+        if count == 0 || holes {
             return Ok(());
         }
         let (at, bytes) = (block.0 * BLOCK_BYTES as u64, count * BLOCK_BYTES as u64);
+        self.may(Change::Write { at, bytes })
+            .and_then(|()| self.zero_bytes(at, bytes))
+            .map_err(|source| self.failed(source))
+    }
+
+    fn zero_bytes(&self, at: u64, bytes: u64) -> io::Result<()> {
         let by_hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let by_zeroing = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         for how in [by_hole, by_zeroing] {
@@ -159,31 +279,101 @@ impl Target {
         let zeros = vec![0; RUN_BLOCKS * BLOCK_BYTES];
         for done in (0..bytes).step_by(zeros.len()) {
             let piece = usize::try_from(bytes - done).unwrap_or(usize::MAX).min(zeros.len());
-            self.file.write_all_at(&zeros[..piece], at + done).map_err(|source| self.failed(source))?;
+            self.file.write_all_at(&zeros[..piece], at + done)?;
         }
         Ok(())
     }
 
+    /// Sets aside room in a file for `count` blocks from `block`, when they are many: then the room is one piece, whatever
+    /// the order in which they come, each write is cheaper, and a disk that is too small is known at once.
+    pub(super) fn reserve(&self, block: Block, count: u64) -> Result<(), TargetError> {
+        if self.is_device() || count < RESERVE_BLOCKS {
+            return Ok(());
+        }
+        let (at, bytes) = (block.0 * BLOCK_BYTES as u64, count * BLOCK_BYTES as u64);
+        self.reserved.store(true, Ordering::Relaxed);
+        match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at.cast_signed(), bytes.cast_signed()) {
+            Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => Err(self.failed(error.into())),
+            // A file system that cannot does without.
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads what is there, to be compared with what should be.
+    pub(super) fn read(&self, block: Block, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(into, block.0 * BLOCK_BYTES as u64)
+    }
+
+    /// Records that all blocks of the segments that are `done` have been written, once they are durable.
+    pub(super) fn record(&self, done: &[bool]) -> Result<(), TargetError> {
+        let recorded = self.sync(false).and_then(|()| self.write_first(&self.record_of(done)));
+        recorded.map_err(|source| self.failed(source))?;
+        self.recorded.fetch_or(done.contains(&true), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn record_of(&self, done: &[bool]) -> Vec<u8> {
+        Unfinished { identity: self.identity, done: done.to_vec() }.encode()
+    }
+
     /// Makes everything durable, and then the target what it is to be.
-    pub(super) fn finish(self) -> Result<(), TargetError> {
-        let finished = self.file.sync_all().and_then(|()| match &self.kind {
-            Kind::Device { .. } => self.write_first(),
-            Kind::File { partial } => {
-                let mut partials = partials();
-                std::fs::rename(partial, &self.path)?;
-                partials.remove(partial);
-                let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-                File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-            }
-        });
+    pub(super) fn finish(&self) -> Result<(), TargetError> {
+        let finished = self.sync(true).and_then(|()| self.write_first(&self.first())).and_then(|()| self.name());
         finished.map_err(|source| self.failed(source))
     }
 
-    /// Writes a device's first block as it is known by now, durably.
-    fn write_first(&self) -> io::Result<()> {
-        let Kind::Device { first } = &self.kind else { return Ok(()) };
-        self.file.write_all_at(first, 0)?;
-        self.file.sync_all()
+    /// Gives a file its name.
+    fn name(&self) -> io::Result<()> {
+        let Kind::File { partial } = &self.kind else { return Ok(()) };
+        self.may(Change::Name)?;
+        std::fs::rename(partial, &self.path)?;
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    /// Whether a restore of the same identity could go on from something.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.recorded.load(Ordering::Relaxed)
+    }
+
+    /// Whether what is written can still be recorded.
+    pub(super) fn is_sure(&self) -> bool {
+        !self.unsure.load(Ordering::Relaxed)
+    }
+
+    /// Removes what has been written: a file is not there, a device has zeros in its first block.
+    pub(super) fn remove(&self) {
+        // Best effort: there is an error to be told already.
+        let _ = self.may(Change::Remove).and_then(|()| match &self.kind {
+            Kind::File { partial } => std::fs::remove_file(partial),
+            Kind::Device => self.write_first(ZEROS),
+        });
+    }
+
+    fn first(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the first block, durably.
+    fn write_first(&self, block: &[u8]) -> io::Result<()> {
+        self.may(Change::First)?;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let is_hole = !self.is_device() && block == ZEROS && fallocate(&self.file, hole, 0, BLOCK_BYTES as i64).is_ok();
+        if !is_hole {
+            self.file.write_all_at(block, 0)?;
+        }
+        self.sync(false)
+    }
+
+    fn sync(&self, all: bool) -> io::Result<()> {
+        self.may(Change::Sync)?;
+        let synched = if all { self.file.sync_all() } else { self.file.sync_data() };
+        self.unsure.fetch_or(synched.is_err(), Ordering::Relaxed);
+        if self.is_sure() { synched } else { Err(synched.err().unwrap_or_else(|| io::ErrorKind::Other.into())) }
+    }
+
+    fn may(&self, change: Change) -> io::Result<()> {
+        self.watch.as_ref().map_or(Ok(()), |watch| watch(change))
     }
 
     /// Bytes of the volume.
@@ -196,24 +386,22 @@ impl Target {
     }
 }
 
-impl Kind {
-    fn device() -> Self {
-        Self::Device { first: vec![0; BLOCK_BYTES] }
-    }
+fn partial_name(path: &Path) -> Result<PathBuf, TargetError> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().ok_or_else(|| TargetError::Kind { path: path.to_owned() })?);
+    name.push(".partial");
+    Ok(path.with_file_name(name))
 }
 
-impl Drop for Target {
-    fn drop(&mut self) {
-        if let Kind::File { partial } = &self.kind
-            && partials().remove(partial)
-        {
-            let _ = std::fs::remove_file(partial);
-        }
-    }
+/// What the first block of `file` says of a restore that is not finished.
+fn unfinished(file: &File, segments_max: usize) -> Option<Unfinished> {
+    let mut block = vec![0; BLOCK_BYTES];
+    file.read_exact_at(&mut block, 0).ok()?;
+    Unfinished::parse(&block, segments_max.max(MANY_SEGMENTS))
 }
 
-/// Makes the file that will be the target; what a dead run left under its name is overwritten.
-fn partial_file(partial: &Path, bytes: u64) -> Result<File, TargetError> {
+/// Opens the file that will be the target, as a dead run has left it.
+fn partial_file(partial: &Path) -> Result<File, TargetError> {
     let failed = |source: io::Error| TargetError::Io { path: partial.to_owned(), source };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
@@ -228,14 +416,13 @@ fn partial_file(partial: &Path, bytes: u64) -> Result<File, TargetError> {
     if std::fs::symlink_metadata(partial).ok().map(|found| found.ino()) != Some(ours) {
         return Err(TargetError::Restoring { path: partial.to_owned() });
     }
-    file.set_len(0).and_then(|()| file.set_len(bytes)).map_err(failed)?;
     Ok(file)
 }
 
 /// Whether a file that is there may be replaced.
-fn check_existing(path: &Path, force: bool, primary: Option<&Path>) -> Result<(), TargetError> {
+fn check_existing(path: &Path, force: bool, sources: &[PathBuf]) -> Result<(), TargetError> {
     let failed = |source| TargetError::Io { path: path.to_owned(), source };
-    if is_same(path, primary) {
+    if is_one_of(path, sources) {
         return Err(TargetError::Itself { path: path.to_owned() });
     }
     if !force {
@@ -249,12 +436,13 @@ fn check_existing(path: &Path, force: bool, primary: Option<&Path>) -> Result<()
     }
 }
 
-fn device(path: &Path, bytes: u64, force: bool, primary: Option<&Path>) -> Result<File, TargetError> {
+fn device(path: &Path, writing: &Writing<'_>) -> Result<File, TargetError> {
+    let (bytes, sources) = (writing.bytes, writing.sources);
     let failed = |source: io::Error| match source.raw_os_error() {
         Some(libc::EBUSY) => TargetError::InUse { path: path.to_owned() },
         _ => TargetError::Io { path: path.to_owned(), source },
     };
-    if is_same(path, primary) {
+    if is_one_of(path, sources) {
         return Err(TargetError::Itself { path: path.to_owned() });
     }
     // Exclusively: the kernel refuses what is mounted, or part of something else.
@@ -267,22 +455,37 @@ fn device(path: &Path, bytes: u64, force: bool, primary: Option<&Path>) -> Resul
     if have > bytes {
         log::warn!("{}: is larger than the volume; what lies behind {bytes} bytes stays as it is", path.display());
     }
-    if let Some(what) = recognised(path, &file, have).filter(|_| !force) {
+    // Half of what is restored may look like something by now; it is ours while its first block says so.
+    let ours = unfinished(&file, writing.segments).is_some_and(|found| found.identity == writing.identity);
+    if let Some(what) = recognised(path, &file, have).filter(|_| !writing.force && !ours) {
         return Err(TargetError::Holds { path: path.to_owned(), what });
     }
     Ok(file)
 }
 
-/// Whether both are one and the same, or one is the file behind the other, a loop device.
-fn is_same(path: &Path, primary: Option<&Path>) -> bool {
+/// Whether writing to `path` would write to one of `sources`: it is one, the file behind one that is a loop device, or
+/// the other way round, a disk of which one is a partition, or a file in a directory that is one.
+pub(super) fn is_one_of(path: &Path, sources: &[PathBuf]) -> bool {
     let identity = |path: &Path| {
         let found = std::fs::metadata(path).ok()?;
         let device = found.file_type().is_block_device();
         Some(if device { (0, found.rdev()) } else { (found.dev(), found.ino()) })
     };
-    let identities = |path: &Path| [Some(path.to_owned()), behind_loop(path)].map(|path| identity(&path?));
-    let (target, primary) = (identities(path), primary.map(identities));
-    primary.is_some_and(|primary| target.iter().flatten().any(|one| primary.contains(&Some(*one))))
+    let identities = |path: &Path| -> Vec<(u64, u64)> {
+        [Some(path.to_owned()), behind_loop(path)].into_iter().filter_map(|path| identity(&path?)).collect()
+    };
+    let shared = |one: &(u64, u64), other: &(u64, u64)| match (one, other) {
+        ((0, one), (0, other)) => rests_on(*one, *other) || rests_on(*other, *one),
+        _ => one == other,
+    };
+    let inside = |directory: &Path| {
+        let (path, directory) = (std::fs::canonicalize(path), std::fs::canonicalize(directory));
+        directory.is_ok_and(|directory| directory.is_dir() && path.is_ok_and(|path| path.starts_with(directory)))
+    };
+    let target = identities(path);
+    sources.iter().any(|source| {
+        inside(source) || identities(source).iter().any(|source| target.iter().any(|target| shared(target, source)))
+    })
 }
 
 fn behind_loop(path: &Path) -> Option<PathBuf> {
@@ -303,7 +506,7 @@ fn recognised(path: &Path, file: &File, bytes: u64) -> Option<String> {
             return Some("a salvol volume".to_owned());
         }
     }
-    recognise(path)
+    RingStore::recognise(path).or_else(|| recognise(path))
 }
 
 /// What util-linux finds on `path`, as a phrase. Where it cannot be asked, anything may be there.
@@ -332,6 +535,11 @@ pub fn recognise(path: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn writing(identity: u8) -> Writing<'static> {
+        let bytes = 3 * BLOCK_BYTES as u64;
+        Writing { bytes, identity: [identity; 32], segments: 2, sources: &[], force: true, watch: None }
+    }
+
     #[test]
     fn a_file_has_its_name_only_when_it_is_whole() {
         let scratch = tempfile::tempdir().unwrap();
@@ -341,8 +549,9 @@ mod tests {
         std::fs::write(&partial, vec![9; 100_000]).unwrap();
         let data = vec![1; BLOCK_BYTES];
         for finished in [false, true] {
-            let mut target = Target::open(&path, 2 * BLOCK_BYTES as u64, true, None).unwrap();
-            let second = Target::open(&path, 2 * BLOCK_BYTES as u64, true, None);
+            let target = Target::open(&path, &writing(1)).unwrap();
+            assert!(target.resumed().is_none_or(|done| done == [false; 2]));
+            let second = Target::open(&path, &writing(1));
             assert!(matches!(second, Err(TargetError::Restoring { .. })));
             target.write(&mut [(Block(1), &data)]).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
@@ -351,27 +560,70 @@ mod tests {
             }
             assert!(!partial.exists() || !finished);
         }
-        assert!(!partial.exists());
-        assert_eq!(std::fs::read(&path).unwrap(), [vec![0; BLOCK_BYTES], data].concat());
+        let zeros = vec![0; BLOCK_BYTES];
+        assert_eq!(std::fs::read(&path).unwrap(), [zeros.clone(), data, zeros].concat());
     }
 
     #[test]
-    fn a_device_gets_its_first_block_last() {
+    fn only_the_same_restore_goes_on() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (path, partial) = (scratch.path().join("out"), scratch.path().join(".out.partial"));
+        let data = vec![1; BLOCK_BYTES];
+        let leave = || {
+            let target = Target::open(&path, &writing(1)).unwrap();
+            target.write(&mut [(Block(2), &data), (Block(0), &data)]).unwrap();
+            target.record(&[true, false]).unwrap();
+        };
+        leave();
+        let target = Target::open(&path, &writing(1)).unwrap();
+        assert_eq!(target.resumed(), Some(&[true, false][..]));
+        let mut there = vec![0; BLOCK_BYTES];
+        target.read(Block(2), &mut there).unwrap();
+        assert_eq!(there, data);
+        drop(target);
+        let damage: [&dyn Fn(&File); 3] =
+            [&|file| file.write_all_at(&[9], 2000).unwrap(), &|file| file.set_len(5000).unwrap(), &|file| {
+                file.write_all_at(&[0; BLOCK_BYTES], 0).unwrap()
+            }];
+        for damage in damage {
+            leave();
+            damage(&OpenOptions::new().write(true).open(&partial).unwrap());
+            assert_eq!(Target::open(&path, &writing(1)).unwrap().resumed(), None);
+        }
+        for other in [writing(2), Writing { segments: 3, ..writing(1) }, Writing { bytes: 8192, ..writing(1) }] {
+            leave();
+            let target = Target::open(&path, &other).unwrap();
+            assert_eq!(target.resumed(), None);
+            target.finish().unwrap();
+            assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0), "nothing of the other stays");
+        }
+    }
+
+    #[test]
+    fn a_device_gets_its_first_block_last_and_its_zeros_after_a_resume() {
         let mut stand_in = tempfile::tempfile().unwrap();
-        std::io::Write::write_all(&mut stand_in, &[9; 2 * BLOCK_BYTES]).unwrap();
-        let (file, path) = (stand_in.try_clone().unwrap(), PathBuf::new());
-        let bytes = 2 * BLOCK_BYTES as u64;
-        let mut target = Target { path, file, bytes, kind: Kind::device(), scratch: Vec::new() };
-        let there = |at: u64| {
+        std::io::Write::write_all(&mut stand_in, &[9; 4 * BLOCK_BYTES]).unwrap();
+        let open = || Target::begin(PathBuf::new(), stand_in.try_clone().unwrap(), Kind::Device, &writing(1)).unwrap();
+        let there = |block: usize| {
             let mut byte = [0];
-            stand_in.read_exact_at(&mut byte, at).unwrap();
+            stand_in.read_exact_at(&mut byte, (block * BLOCK_BYTES) as u64).unwrap();
             byte[0]
         };
-        target.write_first().unwrap();
         let data = vec![1; BLOCK_BYTES];
+        let target = open();
         target.write(&mut [(Block(1), &data), (Block(0), &data)]).unwrap();
-        assert_eq!((there(0), there(BLOCK_BYTES as u64)), (0, 1));
+        assert_eq!([there(0), there(1), there(2)], [b'S', 1, 9]);
+        target.record(&[true, false]).unwrap();
+        drop(target);
+        let target = open();
+        assert_eq!(target.resumed(), Some(&[true, false][..]));
+        target.zero(Block(2), 1).unwrap();
+        target.write(&mut [(Block(0), &data)]).unwrap();
         target.finish().unwrap();
-        assert_eq!(there(0), 1);
+        assert_eq!([there(0), there(1), there(2), there(3)], [1, 1, 0, 9], "what lies behind the volume stays");
+        let target = open();
+        assert_eq!(target.resumed(), None, "it is whole");
+        target.remove();
+        assert_eq!(there(0), 0);
     }
 }

@@ -1,7 +1,7 @@
 //! The index: where the newest version of each block is, and its checksum.
 //!
 //! Eight bytes a block, in one flat array of lazily populated memory: an empty volume costs nothing, a look-up is one
-//! cache miss. It belongs to the owner's thread, so nothing locks it. It knows nothing of segments; callers keep count
+//! cache miss. It belongs to the owner's thread, so nothing locks it; several may look at one that is at rest. It knows nothing of segments; callers keep count
 //! of what is live by the places that each change returns.
 #![expect(unsafe_code, reason = "an array of plain words in memory that is mapped, not allocated")]
 
@@ -88,7 +88,7 @@ impl Index {
 
     /// Where `block` is.
     pub fn get(&self, block: Block) -> Mapping {
-        // SAFETY: the word is in the array, initialised by the mapping, and only this thread touches it.
+        // SAFETY: the word is in the array, initialised by the mapping, and whoever changes it has borrowed all of it.
         Mapping::from_word(unsafe { self.word(block).read() })
     }
 

@@ -59,8 +59,13 @@ pub trait Platform: Clone + 'static {
     /// Lets at least `duration` pass.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
 
-    /// Runs a blocking `job` on a thread of the archiver's pool.
+    /// Runs a blocking `job` on a thread of the archiver's pool, which yields to everything else.
     fn offload<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T>;
+
+    /// Runs a blocking `job` that a request waits for: not behind the archiver's, and not as slow.
+    fn offload_urgent<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+        self.offload(job)
+    }
 
     /// Lets everything that is ready run first, so that requests that arrived together leave together.
     fn settle(&self) -> impl Future<Output = ()>;

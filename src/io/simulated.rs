@@ -199,6 +199,7 @@ struct World {
     numbers: Cell<u64>,
     device_ios: Cell<u64>,
     ios_allowed: Cell<u64>,
+    job_time: Cell<Duration>,
 }
 
 /// How a run of the simulation ended.
@@ -228,6 +229,7 @@ impl SimulatedPlatform {
             numbers: Cell::new(0),
             device_ios: Cell::new(0),
             ios_allowed: Cell::new(u64::MAX),
+            job_time: Cell::new(Duration::ZERO),
         }))
     }
 
@@ -244,6 +246,11 @@ impl SimulatedPlatform {
     /// Stops the machine when so many device I/Os have ended.
     pub fn crash_after(&self, ios: u64) {
         self.0.ios_allowed.set(ios);
+    }
+
+    /// Each blocking job of the archiver that begins from now on takes so long: the store is slow.
+    pub fn set_job_time(&self, time: Duration) {
+        self.0.job_time.set(time);
     }
 
     /// Runs until `done`, or the crash that was asked for.
@@ -333,6 +340,7 @@ impl Platform for SimulatedPlatform {
 
     async fn offload<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         self.pass(2000).await;
+        self.sleep(self.0.job_time.get()).await;
         job()
     }
 

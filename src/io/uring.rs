@@ -8,10 +8,8 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,12 +19,16 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::{Buffer, Device, Executor, Platform};
 
 mod bench;
+mod pool;
 mod primary;
 pub use bench::Bench;
+use pool::{Pool, be_background, be_io_flusher};
 pub use primary::{Primary, PrimaryError};
 
 /// Marks our own completions in the 64 bits of user data; libublk calls it the target bit.
 const OURS: u64 = 1 << 63;
+/// Threads for urgent jobs: a read from the store that hangs keeps no other waiting.
+const READERS: usize = 2;
 
 /// A submission and a completion queue, of the thread that uses it.
 pub trait Ring: 'static {
@@ -112,7 +114,8 @@ struct Shared<R> {
     bell: Arc<EventFd>,
     bell_armed: Cell<bool>,
     started: Instant,
-    pool: Pool,
+    archivers: Pool,
+    readers: Pool,
 }
 
 /// The platform of a thread that owns a volume.
@@ -125,7 +128,8 @@ impl<R> Clone for UringPlatform<R> {
 }
 
 impl<R: Ring> UringPlatform<R> {
-    /// A platform on `ring` with a pool of `threads`. The pool's threads start with the first job.
+    /// A platform on `ring` with `threads` for the archiver. They start with its first job, as others do with the first
+    /// that is urgent.
     ///
     /// # Errors
     /// When the system gives no event descriptor.
@@ -143,7 +147,8 @@ impl<R: Ring> UringPlatform<R> {
             bell,
             bell_armed: Cell::new(false),
             started: Instant::now(),
-            pool: Pool { threads, sender: RefCell::default() },
+            archivers: Pool::new("archiver", threads, be_background),
+            readers: Pool::new("reader", READERS, be_io_flusher),
         })))
     }
 
@@ -270,12 +275,12 @@ impl<R: Ring> UringPlatform<R> {
 }
 
 /// An operation that a future waits for.
-struct Flight<R> {
+struct Flight<R: Ring> {
     shared: std::rc::Weak<Shared<R>>,
     slot: usize,
 }
 
-impl<R> Flight<R> {
+impl<R: Ring> Flight<R> {
     fn poll(&self, context: &Context<'_>) -> Poll<i32> {
         let Some(shared) = self.shared.upgrade() else { return Poll::Ready(-libc::ECANCELED) };
         let mut operations = shared.operations.borrow_mut();
@@ -290,13 +295,37 @@ impl<R> Flight<R> {
     }
 }
 
-impl<R> Drop for Flight<R> {
+impl<R: Ring> Drop for Flight<R> {
     fn drop(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         let mut operations = shared.operations.borrow_mut();
         match operations.table[self.slot].as_mut() {
             Some(Operation { result: Some(_), .. }) | None => operations.remove(self.slot),
-            Some(operation) => operation.abandoned = true,
+            Some(operation) => {
+                operation.abandoned = true;
+                if matches!(operation.held, Held::Time(_)) {
+                    drop(operations);
+                    shared.cancel_timer(self.slot);
+                }
+            }
+        }
+    }
+}
+
+impl<R: Ring> Shared<R> {
+    /// Ends a timer that nobody waits for, so that whoever waits for the last operation, as a detach does, need not either.
+    fn cancel_timer(&self, timer: usize) {
+        let mut operations = self.operations.borrow_mut();
+        let slot = operations.insert(Held::Nothing);
+        if let Some(operation) = operations.table[slot].as_mut() {
+            operation.abandoned = true;
+        }
+        drop(operations);
+        let entry = opcode::TimeoutRemove::new(OURS | timer as u64).build().user_data(OURS | slot as u64);
+        if self.ring.push(&entry).is_err() {
+            let mut operations = self.operations.borrow_mut();
+            operations.in_flight -= 1;
+            operations.remove(slot);
         }
     }
 }
@@ -353,32 +382,11 @@ impl<R: Ring> Platform for UringPlatform<R> {
     }
 
     async fn offload<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let answer = Arc::new(Mutex::new((None, None::<Waker>)));
-        let slot = Arc::clone(&answer);
-        self.0.pool.run(Box::new(move || {
-            // Its panic is the owner's: nobody would ever hear of it in this thread.
-            let value = catch_unwind(AssertUnwindSafe(job));
-            let waker = {
-                let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-                slot.0 = Some(value);
-                slot.1.take()
-            };
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        }));
-        poll_fn(move |context| {
-            let mut answer = answer.lock().unwrap_or_else(PoisonError::into_inner);
-            match answer.0.take() {
-                Some(Ok(value)) => Poll::Ready(value),
-                Some(Err(panic)) => resume_unwind(panic),
-                None => {
-                    answer.1 = Some(context.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        self.0.archivers.answer(job).await
+    }
+
+    async fn offload_urgent<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        self.0.readers.answer(job).await
     }
 
     async fn settle(&self) {
@@ -402,54 +410,6 @@ fn uuid_bytes() -> [u8; 16] {
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     assert_eq!(got, 16, "getrandom of so few bytes never fails");
     bytes
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// The archiver's threads.
-struct Pool {
-    threads: usize,
-    /// Without a bound, so that the owner never waits for a store: jobs are as many as requests and segments in flight.
-    sender: RefCell<Option<Sender<Job>>>,
-}
-
-impl Pool {
-    fn run(&self, job: Job) {
-        let mut sender = self.sender.borrow_mut();
-        let sender = sender.get_or_insert_with(|| self.start());
-        sender.send(job).expect("the threads end only with the sender");
-    }
-
-    fn start(&self) -> Sender<Job> {
-        let (sender, receiver) = channel::<Job>();
-        let receiver = Arc::new(Mutex::new(receiver));
-        for number in 0..self.threads.max(1) {
-            let receiver = Arc::clone(&receiver);
-            let work = move || {
-                be_background();
-                loop {
-                    let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(job) = job else { return };
-                    job();
-                }
-            };
-            std::thread::Builder::new()
-                .name(format!("archiver-{number}"))
-                .spawn(work)
-                .expect("the system has room for the archiver's threads");
-        }
-        sender
-    }
-}
-
-/// The archiver yields to everything else, and its own writes must not wait for write-back of the volume's users.
-fn be_background() {
-    const PR_SET_IO_FLUSHER: i32 = 57;
-    // SAFETY: both calls change only attributes of this thread; failing (no privilege) costs only the attribute.
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
-        libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
-    }
 }
 
 /// The primary, by its open file. The file carries the lock: the kernel keeps it open until the last I/O has ended.
@@ -533,6 +493,27 @@ impl<R: Ring> Device for UringDevice<R> {
         match self.platform.operate(entry, Held::Nothing).await {
             result if result < 0 => Err(io::Error::from_raw_os_error(-result)),
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_that_nobody_waits_for_holds_nobody_up() {
+        for end in [UringPlatform::drain, UringPlatform::shut_down] {
+            let platform = UringPlatform::new(OwnRing::new(8).unwrap(), 1).unwrap();
+            let (inner, started) = (platform.clone(), Instant::now());
+            let nap = async move {
+                let short = inner.sleep(Duration::from_millis(1));
+                let long = std::pin::pin!(inner.sleep(Duration::from_secs(100)));
+                futures_util::future::select(std::pin::pin!(short), long).await;
+            };
+            platform.block_on(nap).unwrap();
+            end(&platform).unwrap();
+            assert!(started.elapsed() < Duration::from_secs(10));
         }
     }
 }

@@ -4,8 +4,8 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::limits::THROTTLE_STEP;
-use super::{Ack, Keep, Log, LogError, State};
+use super::limits::{THROTTLE_STEP, THROTTLE_TICK};
+use super::{Ack, Counters, Keep, Log, LogError, State};
 use crate::format::{BLOCK_BYTES, BatchHeader, Block, Entry, Position, Superblock, SynchMark};
 use crate::index::Mapping;
 use crate::io::{Device, Platform};
@@ -231,16 +231,48 @@ impl<P: Platform> Log<P> {
         }
     }
 
-    /// Slows a user's write down so that its speed meets the store's before slots run out.
+    /// Slows a user's write down so that its speed meets the store's before slots run out. Writes take turns, each behind
+    /// the pause of those before it, so that many writers together are as slow as one.
     async fn throttle(&self, blocks: u32) {
-        let pause = self.0.state.borrow().pause(&self.0.volume, blocks);
-        if pause > Duration::ZERO {
-            let before = self.0.platform.elapsed();
-            self.0.platform.sleep(pause).await;
-            let slept = self.0.platform.elapsed().saturating_sub(before);
-            self.0.state.borrow_mut().counters.throttled += slept;
+        let before = self.0.platform.elapsed();
+        let wake = {
+            let mut state = self.0.state.borrow_mut();
+            let pause = state.pause(&self.0.volume, blocks);
+            if pause.is_zero() {
+                return;
+            }
+            // A tick of credit for what was slept too long, and one of debt before it is worth sleeping.
+            let turn = state.archive.turn.max(before.saturating_sub(THROTTLE_TICK)) + pause;
+            state.archive.turn = turn;
+            if turn <= before + THROTTLE_TICK {
+                return;
+            }
+            next_tick(turn)
+        };
+        while let Some(left) = self.held_back(before, wake, blocks) {
+            self.0.platform.sleep(left.min(THROTTLE_STEP)).await;
         }
     }
+
+    /// How long a write that has been held back since `before` must still wait for `wake`.
+    fn held_back(&self, before: Duration, wake: Duration, blocks: u32) -> Option<Duration> {
+        let now = self.0.platform.elapsed();
+        let mut state = self.0.state.borrow_mut();
+        let free = state.pause(&self.0.volume, blocks).is_zero() || state.ended() || state.fail_waiting;
+        if free {
+            state.archive.turn = now;
+        } else if now < wake {
+            return Some(wake - now);
+        }
+        state.counters.throttled += now.saturating_sub(before);
+        None
+    }
+}
+
+/// Writes that are held back go on at ticks, so that those that may go on at about the same time share a batch.
+fn next_tick(turn: Duration) -> Duration {
+    let ticks = turn.as_nanos().div_ceil(THROTTLE_TICK.as_nanos());
+    THROTTLE_TICK * u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
 impl State {
@@ -283,6 +315,9 @@ impl State {
         if self.head.is_eventful() {
             self.eventful = self.head.position();
         }
+        if self.head.changes() {
+            self.changed = self.head.position();
+        }
         let (archived_through, oldest_needed) = (self.archive.through, self.head.header.oldest_needed);
         let closed = self.head.close(volume, |head| BatchHeader {
             segment: head.header.segment,
@@ -312,18 +347,21 @@ impl State {
     }
 
     /// How long a write of `blocks` blocks is held back: nothing while half of the spare slots are free, then more and
-    /// more, up to the time in which the archiver frees as many blocks.
+    /// more, up to twice the time in which the archiver frees what the log takes for them, copies and all.
     pub(super) fn pause(&self, volume: &Superblock, blocks: u32) -> Duration {
         let geometry = &volume.geometry;
         let spare = (geometry.slots - geometry.working_set - 1) as f64;
         let free = self.table.free_slots() as f64;
         let low = (spare / 2.0).min(16.0);
-        if free >= low || self.archive.segment_seconds == 0.0 || self.stopped.is_some() {
+        let seconds = self.seconds_a_segment();
+        if free >= low || seconds == 0.0 || self.stopped.is_some() {
             return Duration::ZERO;
         }
         let shortage = 1.0 - free / low;
-        let per_block = self.archive.segment_seconds / f64::from(geometry.segment_blocks);
-        let pause = per_block * f64::from(blocks) * shortage * shortage * 1.5;
-        Duration::try_from_secs_f64(pause).unwrap_or(THROTTLE_STEP).min(THROTTLE_STEP)
+        let Counters { user_blocks, copied_blocks, overhead_blocks, .. } = self.counters;
+        let logged = (user_blocks + copied_blocks + overhead_blocks) as f64 / user_blocks.max(1) as f64;
+        let per_block = seconds / f64::from(geometry.segment_blocks) * logged.clamp(1.0, 8.0);
+        let pause = per_block * f64::from(blocks) * shortage * shortage * 2.0;
+        Duration::try_from_secs_f64(pause.min(seconds)).unwrap_or(THROTTLE_STEP)
     }
 }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::limits::ARCHIVE_RETRY;
-use super::{Life, Log, State, scan};
-use crate::archive::{ArchiveJob, Archived, Packing, archive_segment};
-use crate::format::{ArchiveAt, BLOCK_BYTES, SegmentNumber, Slot, Summary, Superblock, block_crc};
+use super::limits::{ARCHIVE_NAP, ARCHIVE_RETRY};
+use super::pace::Haste;
+use super::trouble::{self, Say};
+use super::{ArchiveState, Life, Log, State, scan};
+use crate::archive::{ArchiveError, ArchiveJob, Archived, Extent, Packing, archive_segment, damaged_blocks};
+use crate::format::{ArchiveAt, BLOCK_BYTES, Offset, SegmentNumber, Slot, Summary, Superblock};
 use crate::io::{Buffer, Device, Platform};
 
 /// A segment that an archiver has taken.
@@ -14,11 +16,21 @@ struct Task {
     segment: SegmentNumber,
     slot: Slot,
     memory: Option<Buffer>,
-    queue: usize,
+    packing: Packing,
+    /// See [`super::Pace::begin`].
+    charged: u64,
+}
+
+/// What an archiver does next.
+enum Next {
+    End,
+    /// The rate allows nothing for so long.
+    Rest(Duration),
+    Archive(Task),
 }
 
 impl<P: Platform> Log<P> {
-    /// Archives one segment after the other, oldest first; a few of these run.
+    /// Archives one segment after the other, oldest first; as many of these run as the volume was opened with.
     pub(super) async fn archive_segments(self) {
         if self.0.store.is_none() {
             return;
@@ -28,24 +40,28 @@ impl<P: Platform> Log<P> {
             let next = self
                 .0
                 .drain
-                .until(|| {
-                    let mut state = self.0.state.borrow_mut();
-                    if state.ended() { Some(None) } else { state.next_to_archive(&self.0.volume).map(Some) }
-                })
+                .until(|| self.0.state.borrow_mut().next_to_archive(&self.0.volume, self.0.platform.elapsed()))
                 .await;
-            let Some(task) = next else { return };
-            let (segment, slot) = (task.segment, task.slot);
+            let task = match next {
+                Next::End => return,
+                Next::Rest(wait) => {
+                    self.rest(wait, |_| false).await;
+                    continue;
+                }
+                Next::Archive(task) => task,
+            };
+            let outline = Task { memory: None, ..task };
             let started = self.0.platform.elapsed();
             let result = self.archive(task).await;
             let took = self.0.platform.elapsed().saturating_sub(started);
-            let failed = self.archived(segment, slot, took, result);
+            let failed = self.archived_whole(&outline, took, result);
             self.recycle();
             if !failed && self.0.state.borrow().waits_for_record(&self.0.volume) {
                 // Nobody appends for want of a slot, and the slot wants a header that says it is archived.
                 self.record_durable().await;
             }
             if failed {
-                self.0.platform.sleep(pause).await;
+                self.rest(pause, |state| state.archive.trouble.is_none()).await;
                 pause = (pause * 2).min(ARCHIVE_RETRY.1);
             } else {
                 pause = ARCHIVE_RETRY.0;
@@ -53,7 +69,24 @@ impl<P: Platform> Log<P> {
         }
     }
 
+    /// Sleeps for `pause`, or until the log ends or it is `over`.
+    pub(super) async fn rest(&self, pause: Duration, over: impl Fn(&State) -> bool) {
+        let until = self.0.platform.elapsed() + pause;
+        loop {
+            let left = until.saturating_sub(self.0.platform.elapsed());
+            let awake = left.is_zero() || {
+                let state = self.0.state.borrow();
+                state.ended() || over(&state)
+            };
+            if awake {
+                return;
+            }
+            self.0.platform.sleep(left.min(ARCHIVE_NAP)).await;
+        }
+    }
+
     async fn archive(&self, task: Task) -> Result<Archived, String> {
+        self.agree().await?;
         let volume = &self.0.volume;
         let image = match task.memory {
             Some(image) => image,
@@ -68,10 +101,23 @@ impl<P: Platform> Log<P> {
             store: self.0.store.clone().ok_or("no store")?,
             volume: volume.clone(),
             summary: Arc::new(summary),
+            extent: Extent::WHOLE,
             image,
-            packing: Packing::choose(volume.compression, task.queue),
+            packing: task.packing,
         };
-        self.0.platform.offload(move || archive_segment(job)).await.map_err(|error| error.to_string())
+        self.put(move || archive_segment(job)).await
+    }
+
+    /// Has the archiver do `put`, and look how full the store is.
+    pub(super) async fn put(
+        &self,
+        put: impl FnOnce() -> Result<Archived, ArchiveError> + Send + 'static,
+    ) -> Result<Archived, String> {
+        let store = self.0.store.clone().ok_or("no store")?;
+        let work = move || (put(), store.fill().ok().flatten());
+        let (archived, fill) = self.0.platform.offload(work).await;
+        self.0.state.borrow_mut().archive.fill = fill;
+        archived.map_err(|error| error.to_string())
     }
 
     /// The segment's bytes, read back from the primary and verified.
@@ -79,7 +125,7 @@ impl<P: Platform> Log<P> {
         let volume = &self.0.volume;
         let image = scan::image(&self.0.device, volume, slot).await.map_err(|error| error.to_string())?;
         let summary = scan::summary_in(image.bytes(), volume).map_err(|error| error.to_string())?;
-        let damaged = damaged_blocks(image.bytes(), &summary);
+        let damaged = damaged_blocks(image.bytes(), &summary, Offset(0)).len();
         if damaged > 0 {
             log::error!(
                 "segment {}: {damaged} blocks are damaged on the primary; archived as they are",
@@ -90,35 +136,61 @@ impl<P: Platform> Log<P> {
     }
 
     /// Takes the outcome of an archiving; whether it failed.
-    fn archived(&self, segment: SegmentNumber, slot: Slot, took: Duration, result: Result<Archived, String>) -> bool {
-        let now = self.0.platform.elapsed();
+    fn archived_whole(&self, task: &Task, took: Duration, result: Result<Archived, String>) -> bool {
         let mut state = self.0.state.borrow_mut();
-        let archive_at = self.0.volume.archive_at;
-        let info = state.table.get_mut(slot);
+        let State { archive, table, counters, .. } = &mut *state;
+        let info = table.get_mut(task.slot);
         info.archiving = false;
-        match result {
+        archive.pace.end(task.charged, result.as_ref().ok().map(|archived| archived.object_bytes));
+        let failed = result.is_err();
+        let outcome = match result {
             Ok(archived) => {
                 info.archived = true;
-                state.counters.archived_bytes += archived.object_bytes;
-                state.counters.archived_image_bytes += archived.image_bytes;
-                let average = &mut state.archive.segment_seconds;
+                counters.archived_bytes += archived.object_bytes;
+                counters.archived_image_bytes += archived.image_bytes;
+                archive.ladder.archived(task.packing, took);
+                let average = &mut archive.segment_seconds;
                 let took = took.as_secs_f64();
                 *average = if *average == 0.0 { took } else { *average * 0.75 + took * 0.25 };
-                if let Some((_, since)) = state.archive.error.take() {
-                    let gone = now.saturating_sub(since).as_secs();
-                    log::warn!("{}: the store works again after {gone} s", self.0.volume.name);
-                }
                 state.note_archived_through();
-                state.drop_buffers(archive_at);
-                false
+                state.drop_buffers(self.0.volume.archive_at);
+                Ok(())
             }
-            Err(error) => {
-                if state.archive.error.as_ref().is_none_or(|(known, _)| *known != error) {
-                    log::warn!("{}: segment {segment} cannot be archived, will try again: {error}", self.0.volume.name);
-                }
-                let since = state.archive.error.as_ref().map_or(now, |(_, since)| *since);
-                state.archive.error = Some((error, since));
-                true
+            Err(error) => Err(format!("segment {}: {error}", task.segment)),
+        };
+        drop(state);
+        self.note_outcome(task.segment, outcome);
+        self.0.parts.notify();
+        failed
+    }
+
+    /// Notes whether something of `segment` could be archived, and logs what is worth it.
+    pub(super) fn note_outcome(&self, segment: SegmentNumber, outcome: Result<(), String>) {
+        let (now, wall_ns) = (self.0.platform.elapsed(), self.0.platform.wall_ns());
+        let say = {
+            let trouble = &mut self.0.state.borrow_mut().archive.trouble;
+            match outcome {
+                Ok(()) => trouble::succeeded(trouble, segment, now),
+                Err(what) => trouble::failed(trouble, segment, what, now, wall_ns),
+            }
+        };
+        self.tell(&say);
+    }
+
+    /// Logs how the store is doing.
+    fn tell(&self, say: &Say) {
+        let name = &self.0.volume.name;
+        let queue = self.archive_queue().0;
+        let what = self.archive_state(|archive| archive.trouble.as_ref().map(|trouble| trouble.what.clone()));
+        let what = what.unwrap_or_default();
+        match say {
+            Say::Nothing => {}
+            Say::Began => log::warn!("{name}: archiving fails and is tried again, {queue} segments wait: {what}"),
+            Say::Lasts(since) => {
+                log::warn!("{name}: archiving fails since {} s, {queue} segments wait: {what}", since.as_secs());
+            }
+            Say::Ended(lasted) => {
+                log::warn!("{name}: archiving works again after {} s, {queue} segments wait", lasted.as_secs());
             }
         }
     }
@@ -216,35 +288,50 @@ fn clear_unused(image: &Buffer, summary: &Summary) {
     }
 }
 
-fn damaged_blocks(image: &[u8], summary: &Summary) -> usize {
-    let data = |at: u32| &image[at as usize * BLOCK_BYTES..(at as usize + 1) * BLOCK_BYTES];
-    let batches = summary.walk().map(|(_, batch, entries)| {
-        let with_data = entries.iter().filter(|entry| entry.kind().is_ok_and(|kind| kind.has_data()));
-        let wrong = |(rank, entry): &(usize, &crate::format::Entry)| {
-            block_crc(data(batch.offset().0 + 1 + *rank as u32)) != entry.crc()
-        };
-        with_data.enumerate().filter(wrong).count()
-    });
-    batches.sum()
-}
-
 impl State {
     /// The oldest segment that may be archived and is not yet, nor with an archiver.
-    fn next_to_archive(&mut self, volume: &Superblock) -> Option<Task> {
+    fn next_to_archive(&mut self, volume: &Superblock, now: Duration) -> Option<Next> {
+        if self.ended() {
+            return Some(Next::End);
+        }
         let eager = volume.archive_at == ArchiveAt::Seal;
         let may = |info: &super::SlotInfo| {
-            info.durable && !info.archived && (eager || info.life == Life::Inactive) && info.life != Life::Current
+            let ready = info.durable && !info.archived && !info.archiving;
+            ready && (eager || info.life == Life::Inactive) && info.life != Life::Current
         };
-        let waiting: Vec<SegmentNumber> =
-            self.table.segments().filter(|(_, info)| may(info)).map(|(segment, _)| segment).collect();
-        let next = waiting
-            .iter()
-            .copied()
-            .find(|segment| self.table.slot_of(*segment).is_some_and(|slot| !self.table.get(slot).archiving))?;
+        let mut waiting = self.table.segments().filter(|(_, info)| may(info)).map(|(segment, _)| segment);
+        let next = waiting.next()?;
+        let behind = waiting.next().is_some();
+        drop(waiting);
         let slot = self.table.slot_of(next)?;
+        let wait = self.archive.pace.wait(now);
+        if !wait.is_zero() {
+            return Some(Next::Rest(wait));
+        }
+        let haste = match behind {
+            _ if !self.pause(volume, 1).is_zero() => Haste::Slowing,
+            true => Haste::Behind,
+            false => Haste::None(self.between_seals()),
+        };
+        let packing = self.archive.ladder.packing(volume.compression, haste);
+        self.archive.packing = Some(packing);
+        let charged = self.archive.pace.begin(now);
         let info = self.table.get_mut(slot);
         info.archiving = true;
-        Some(Task { segment: next, slot, memory: info.buffer.clone(), queue: waiting.len() })
+        Some(Next::Archive(Task { segment: next, slot, memory: info.buffer.clone(), packing, charged }))
+    }
+
+    /// The time between the last two seals of this opening.
+    fn between_seals(&self) -> Option<Duration> {
+        let seals = self.table.segments().rev().map(|(_, info)| info.sealed_at);
+        let mut seals = seals.filter(|sealed| !sealed.is_zero());
+        Some(seals.next()?.saturating_sub(seals.next()?))
+    }
+
+    /// Seconds in which the archiver frees a segment when it is busy; 0 when that is not known yet.
+    pub(super) fn seconds_a_segment(&self) -> f64 {
+        let ArchiveState { segment_seconds, options, pace, .. } = &self.archive;
+        (segment_seconds / options.threads.max(1) as f64).max(pace.seconds())
     }
 
     /// Whether a slot would be free if a durable header said that its segment is archived, and no append will say so

@@ -41,6 +41,11 @@ pub struct Closed {
     pub checksum: Checksum,
 }
 
+/// Whether anybody but the log itself wants to know of the entry.
+fn is_change(entry: &Entry) -> bool {
+    entry.kind().is_ok_and(|kind| !matches!(kind, EntryKind::Noop | EntryKind::Open | EntryKind::Close))
+}
+
 /// The current segment.
 #[derive(Debug)]
 pub struct Head {
@@ -100,6 +105,36 @@ impl Head {
     /// Whether the open batch says more than that nothing happened.
     pub fn is_eventful(&self) -> bool {
         self.open.iter().any(|entry| entry.kind().is_ok_and(|kind| kind != EntryKind::Noop))
+    }
+
+    /// Whether the open batch changes the volume or marks a point.
+    pub fn changes(&self) -> bool {
+        self.open.iter().any(is_change)
+    }
+
+    /// The last closed batch, up to position `until`, that changes the volume or marks a point.
+    pub fn last_change_until(&self, until: Position) -> Option<Position> {
+        let mut batches = self.summary.walk().rev().skip_while(|(position, ..)| *position > until);
+        batches.find(|(.., entries)| entries.iter().any(is_change)).map(|(position, ..)| position)
+    }
+
+    /// The time of the first closed batch behind `position` that changes the volume or marks a point.
+    pub fn first_change_after(&self, position: Position) -> Option<i64> {
+        let mut later = self.summary.walk().skip_while(|(at, ..)| *at <= position);
+        later.find(|(.., entries)| entries.iter().any(is_change)).map(|(_, batch, _)| batch.time_ns())
+    }
+
+    /// The last closed batch, up to position `until`, that no later opening replaces.
+    pub fn last_settled_until(&self, until: Position) -> Option<Position> {
+        let batches = self.summary.walk().rev().skip_while(|(position, ..)| *position > until);
+        let is_open = |entry: &Entry| entry.kind().is_ok_and(|kind| kind == EntryKind::Open);
+        let mut settled = batches.filter(|(.., entries)| !(entries.len() == 1 && is_open(&entries[0])));
+        settled.next().map(|(position, ..)| position)
+    }
+
+    /// What the closed batches say.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
     }
 
     /// The position of the open batch.

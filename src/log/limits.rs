@@ -14,7 +14,8 @@ pub const COPY_GAP_BLOCKS: u32 = 3;
 pub const COPY_DEBT_BLOCKS: u32 = 2 * COPY_GROUP_BLOCKS as u32;
 /// Sealed segments that are kept in memory for the archiver; beyond that it reads the primary.
 pub const SEALED_BUFFERS: usize = 2;
-/// Segments that the archiver works on at a time.
+/// Segments that the archiver works on at a time when nobody says how many. Each needs the memory of two: its image and its
+/// object.
 pub const ARCHIVERS: usize = 2;
 /// Reads of one request, of a scan or of a cleaning group that are in flight together.
 pub const READS_IN_FLIGHT: usize = 32;
@@ -24,8 +25,19 @@ pub const SCAN_BYTES: usize = 1 << 20;
 pub const IDLE_RECORD: Duration = Duration::from_millis(500);
 /// First and longest pause before a failed archiving is tried again.
 pub const ARCHIVE_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// The longest that one write is slowed down at a time, so that speed follows the store's.
+/// Parts of the open segment in the store, before one more stands for all of them.
+pub const PARTS_MAX: usize = 32;
+// A ring has room for those, for the one more, and for one whose put failed after it was there.
+const _: () = assert!(PARTS_MAX as u64 + 2 <= crate::archive::RING_PARTS);
+/// The longest that the archiver sleeps without looking whether it still has to: a detach waits for it.
+pub const ARCHIVE_NAP: Duration = Duration::from_secs(1);
+/// While a store is in trouble the log says so this often.
+pub const TROUBLE_REMINDER: Duration = Duration::from_secs(60);
+/// The longest that a write is held back without looking whether it still has to be, so that speed follows the store's.
 pub const THROTTLE_STEP: Duration = Duration::from_millis(100);
+
+/// Writes that are held back go on together this often, in one batch.
+pub const THROTTLE_TICK: Duration = Duration::from_millis(4);
 
 /// Blocks that a close entry leaves: one for the next opening, and one for a header that says that a slot is free. An
 /// opening behind an opening takes none, so attach and detach go on for ever without the store.

@@ -9,25 +9,30 @@
 //! 3. [`flush`] makes durable what has ended; waiters share one flush.
 //! 4. [`roll`] seals a full segment and starts the next, once the segment that leaves the working set is clean.
 //! 5. [`clean`] copies forward, oldest first, by the [`plan`]'s pace.
-//! 6. [`drain`] archives what is sealed and durable, and frees the slots that nobody needs any more.
+//! 6. [`drain`] archives what is sealed and durable, and frees the slots that nobody needs any more; [`parts`] archives
+//!    what is durable of the segment that is still open. [`agree`] sees to it that the archive is of the same past.
 //! 7. [`scan`] and [`replay`] read it all back.
 //!
 //! **The index is switched at placement**, not at acknowledgement: what is placed is in memory, reads of it come from
 //! there, and rule 6 (a copy never passes a newer entry) becomes one comparison. An unacknowledged write may thus be
 //! read, as on any disk with a cache.
 
+mod agree;
 mod append;
 mod clean;
 mod drain;
 mod flush;
 mod head;
 pub mod limits;
+mod pace;
+mod parts;
 mod plan;
 mod repair;
 pub mod replay;
 mod roll;
 pub mod scan;
 mod table;
+mod trouble;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -36,15 +41,20 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use crate::archive::Store;
+use crate::archive::{Fill, Packing, Store};
 use crate::format::{Checksum, Entry, Position, SegmentNumber, Superblock, SynchMark};
 use crate::index::Index;
 use crate::io::{Buffer, Platform, Signal};
+pub use agree::{ArchiveEnds, Disagreement, ends_of_archive, tail_agrees};
 use clean::Cleaner;
 pub use head::Closed;
 use head::{Head, Promise};
 use limits::{KEPT_AT_CLOSE, control_reserve};
+pub use pace::Archiving;
+use pace::{Ladder, Pace};
+use parts::Parts;
 pub use table::{Life, SlotInfo, Table};
+pub use trouble::Trouble;
 
 /// Why the log does not take an entry.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -97,8 +107,15 @@ struct Flushes {
 /// How the archiver is doing.
 #[derive(Debug, Default)]
 pub struct ArchiveState {
-    /// What keeps it from archiving, and since when.
-    pub error: Option<(String, Duration)>,
+    /// What keeps it from archiving.
+    pub trouble: Option<Trouble>,
+    pub options: Archiving,
+    /// How the last segment was packed, or is being packed.
+    pub packing: Option<Packing>,
+    ladder: Ladder,
+    pace: Pace,
+    /// When the write that is held back last may go on.
+    turn: Duration,
     /// Running average of the seconds that archiving a segment takes.
     pub segment_seconds: f64,
     /// Every segment up to here is archived.
@@ -107,6 +124,11 @@ pub struct ArchiveState {
     pub recorded: SegmentNumber,
     /// Synch points that need segments which have left the primary.
     pub points: u64,
+    /// Whether the store is known to be of the same past as the primary.
+    pub agreed: bool,
+    /// How full the store was when something was put last, where it can be told.
+    pub fill: Option<Fill>,
+    pub(crate) parts: Parts,
 }
 
 struct State {
@@ -124,6 +146,8 @@ struct State {
     recorded: Position,
     /// The last batch with anything in it but noops.
     eventful: Position,
+    /// The last batch that changes the volume or marks a point.
+    changed: Position,
     flushes: Flushes,
     last_time_ns: i64,
     /// Somebody waits for more room than the segment has.
@@ -162,6 +186,8 @@ struct Core<P: Platform> {
     clean: Signal,
     /// The archiver may go on.
     drain: Signal,
+    /// Something has been archived, or should be although its segment is open.
+    parts: Signal,
 }
 
 impl<P: Platform> Clone for Log<P> {
@@ -204,9 +230,11 @@ impl<P: Platform> Log<P> {
         for _ in 0..limits::COPY_GROUPS_AHEAD / 2 {
             platform.spawn(self.clone().read_copies());
         }
-        for _ in 0..limits::ARCHIVERS {
+        let archivers = self.0.state.borrow().archive.options.threads.max(1);
+        for _ in 0..archivers {
             platform.spawn(self.clone().archive_segments());
         }
+        platform.spawn(self.clone().archive_parts());
         platform.spawn(self.clone().record_when_idle());
     }
 
@@ -224,7 +252,9 @@ impl<P: Platform> Log<P> {
     }
 
     fn wake_everybody(&self) {
-        for signal in [&self.0.work, &self.0.space, &self.0.roll, &self.0.flushed, &self.0.clean, &self.0.drain] {
+        for signal in
+            [&self.0.work, &self.0.space, &self.0.roll, &self.0.flushed, &self.0.clean, &self.0.drain, &self.0.parts]
+        {
             signal.notify();
         }
     }
@@ -244,6 +274,21 @@ impl<P: Platform> Log<P> {
     pub fn positions(&self) -> (Position, Position) {
         let state = self.0.state.borrow();
         (state.completed, state.durable)
+    }
+
+    /// Whether there is anything to archive to.
+    pub fn has_store(&self) -> bool {
+        self.0.store.is_some()
+    }
+
+    /// The longest that a change waits to be archived with a part of its segment, while the store keeps up.
+    pub fn archive_interval(&self) -> Option<Duration> {
+        self.0.state.borrow().archive.options.interval
+    }
+
+    /// The last batch that changes the volume or marks a point.
+    pub fn last_change(&self) -> Position {
+        self.0.state.borrow().changed
     }
 
     /// The current segment's number.

@@ -1,8 +1,10 @@
 //! A block that the primary cannot give back may still be in the archive.
 
+use std::sync::Arc;
+
 use super::Log;
-use crate::archive::{ArchivedSegment, ObjectName};
-use crate::format::{BLOCK_BYTES, Block, Offset, Place, block_crc};
+use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, StoreError};
+use crate::format::{BLOCK_BYTES, Block, Offset, Place, Superblock, block_crc};
 use crate::io::{Buffer, Platform};
 
 impl<P: Platform> Log<P> {
@@ -16,7 +18,8 @@ impl<P: Platform> Log<P> {
             let info = state.table.get(slot);
             let offset = Offset(place.0 - volume.geometry.slot_place(slot).0);
             let name = ObjectName { history: volume.history, segment: info.segment, epoch: info.epoch, part: 0 };
-            if !info.archived {
+            // What the volume was rebuilt from came from the archive, whatever the headers could know of that.
+            if !info.archived && info.first_position > volume.fork_position {
                 log::error!("block {block} cannot be read at {:#x}, and is not archived yet", place.bytes());
                 return false;
             }
@@ -24,18 +27,14 @@ impl<P: Platform> Log<P> {
         };
         let Some(store) = self.0.store.clone() else { return false };
         let volume = volume.clone();
-        let read = self.0.platform.offload(move || {
-            let mut segment = ArchivedSegment::open(&store, &name, Some(&volume))?;
-            let mut bytes = vec![0; BLOCK_BYTES];
-            segment.read_block(offset, &mut bytes).map(|()| bytes)
-        });
+        let read = self.0.platform.offload_urgent(move || read_archived(&store, &volume, name, offset, crc));
         match read.await {
-            Ok(bytes) if block_crc(&bytes) == crc => {
+            Ok(Some(bytes)) => {
                 log::warn!("block {block} is damaged at {:#x}; it was read from the archive", place.bytes());
                 into.copy_from(0, &bytes);
                 true
             }
-            Ok(_) => {
+            Ok(None) => {
                 log::error!("block {block} is damaged at {:#x}, and in archive object {name}", place.bytes());
                 false
             }
@@ -44,5 +43,36 @@ impl<P: Platform> Log<P> {
                 false
             }
         }
+    }
+}
+
+/// The block at `offset` of the segment called `name`, or called so in an older history of the volume, if it is whole
+/// anywhere.
+fn read_archived(
+    store: &Arc<dyn Store>,
+    volume: &Superblock,
+    name: ObjectName,
+    offset: Offset,
+    crc: u32,
+) -> Result<Option<Vec<u8>>, ArchiveError> {
+    let read = |name: &ObjectName| {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        ArchivedSegment::open(store, name, Some(volume))?.read_block(offset, &mut bytes)?;
+        Ok((block_crc(&bytes) == crc).then_some(bytes))
+    };
+    let own = read(&name);
+    if matches!(own, Ok(Some(_))) || volume.fork_position.0 == 0 {
+        return own;
+    }
+    let same = |other: &&ObjectName| (other.segment, other.part) == (name.segment, 0) && **other != name;
+    for other in Lineage::read(store, volume)?.names.iter().filter(same) {
+        match read(other) {
+            Ok(None) | Err(ArchiveError::Object { .. }) => {}
+            found => return found,
+        }
+    }
+    match own {
+        Err(ArchiveError::Store(StoreError::Missing { .. })) => Ok(None),
+        own => own,
     }
 }

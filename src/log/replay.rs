@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::scan::{self, Found, Headers, ScanError};
-use super::{ArchiveState, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, State, Table};
+use super::{ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, State, Table};
 use crate::archive::Store;
 use crate::format::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Entry, EntryKind, Geometry, Offset, Position, SegmentHeader,
@@ -66,6 +66,16 @@ impl ReplayError {
     }
 }
 
+/// How a log is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    /// Nothing is written, and nothing can be appended.
+    pub read_only: bool,
+    /// Whether the store is known to be of the same past.
+    pub agreed: bool,
+    pub archiving: Archiving,
+}
+
 /// The end of a log as it was found.
 pub struct Tail {
     /// Every segment header found, oldest first.
@@ -86,6 +96,11 @@ impl Tail {
     /// The oldest segment that the tail needs.
     pub fn oldest_needed(&self) -> SegmentNumber {
         SegmentNumber(self.walk.summary.oldest_needed.0.max(1))
+    }
+
+    /// The bytes of the last segment.
+    pub(super) fn image(&self) -> &[u8] {
+        self.image.bytes()
     }
 
     /// The position of the last valid batch.
@@ -309,7 +324,7 @@ impl Rebuilt {
 }
 
 impl<P: Platform> Log<P> {
-    /// Opens the log of `volume` on `device`. With `read_only` nothing is written, and nothing can be appended.
+    /// Opens the log of `volume` on `device`, which ends in `tail`.
     ///
     /// # Errors
     /// See [`ReplayError`]; nothing has been changed then, unless the device failed.
@@ -318,23 +333,24 @@ impl<P: Platform> Log<P> {
         device: P::Device,
         mut volume: Superblock,
         store: Option<Arc<dyn Store>>,
-        accept_loss: Option<Position>,
-        read_only: bool,
+        tail: Option<Tail>,
+        options: Opening,
     ) -> Result<Self, ReplayError> {
-        let tail = find_tail(&device, &volume, accept_loss).await?;
         let seen = tail.iter().flat_map(|tail| &tail.found).map(|found| found.header.epoch).max().unwrap_or(0);
         let walked = tail.as_ref().map_or(0, |tail| tail.walk.summary.epoch);
         volume.epoch = volume.epoch.max(seen).max(walked) + 1;
-        let state = match tail {
+        let mut state = match tail {
             None => fresh(&volume, platform.wall_ns())?,
             Some(tail) => {
-                if !read_only {
+                if !options.read_only {
                     bury(&device, &volume, &tail).await?;
                 }
                 let archived = if store.is_some() { tail.archived_through() } else { SegmentNumber(u64::MAX) };
                 rebuild(&device, &volume, tail, archived, platform.wall_ns()).await?
             }
         };
+        (state.archive.agreed, state.archive.options) = (options.agreed, options.archiving);
+        state.archive.pace = Pace::new(options.archiving.rate);
         let log = Self(Rc::new(Core {
             platform,
             device,
@@ -347,8 +363,9 @@ impl<P: Platform> Log<P> {
             flushed: Signal::default(),
             clean: Signal::default(),
             drain: Signal::default(),
+            parts: Signal::default(),
         }));
-        if read_only {
+        if options.read_only {
             return Ok(log);
         }
         log.0.state.borrow_mut().plan_cleaning(&log.0.volume);
@@ -406,6 +423,7 @@ fn state(
     last_time_ns: i64,
 ) -> Result<State, ReplayError> {
     let completed = head.last_position();
+    let changed = head.last_change_until(completed).unwrap_or(head.header.first_position.previous());
     table.get_mut(head.slot).buffer = Some(head.buffer().clone());
     // An open entry that is about to be replaced is durable, and gone.
     let durable = durable.min(completed);
@@ -420,6 +438,7 @@ fn state(
         durable,
         recorded: durable,
         eventful: durable,
+        changed,
         flushes: Flushes::default(),
         last_time_ns,
         roll_wanted: false,

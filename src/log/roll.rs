@@ -83,6 +83,7 @@ impl State {
             working_set: volume.geometry.working_set,
             time_ns: wall_ns.max(self.last_time_ns),
         };
+        self.archive.parts.roll(&self.head);
         let full = std::mem::replace(&mut self.head, Head::new(volume, header, buffer, None));
         let old = full.slot;
         self.table.seal(old, volume.epoch, next_first.previous(), now);

@@ -43,6 +43,20 @@ pub async fn superblock<D: Device>(device: &D) -> io::Result<Result<(Superblock,
     Ok(Superblock::choose(first.bytes(), copy.bytes()))
 }
 
+/// Writes both superblocks, one after the other, each durable before the next.
+///
+/// # Errors
+/// The I/O error.
+pub async fn write_superblock<D: Device>(device: &D, superblock: &Superblock) -> io::Result<()> {
+    let block = Buffer::new(BLOCK_BYTES)?;
+    block.copy_from(0, &superblock.encode());
+    for offset in [0, superblock.geometry.copy_at()] {
+        device.write(offset, block.clone()).await?;
+        device.flush().await?;
+    }
+    Ok(())
+}
+
 /// A slot that holds a segment of this volume and history, which may be old.
 #[derive(Debug, Clone, Copy)]
 pub struct Found {

@@ -30,7 +30,6 @@ pub(super) struct Plan {
     /// How long to wait for a dead owner's last I/O to end.
     pub(super) patience: Duration,
     pub(super) open: OpenOptions,
-    pub(super) archiver_threads: usize,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) news: Sender<News>,
     pub(super) devices: Receiver<Arc<UblkDev>>,
@@ -92,7 +91,7 @@ pub(super) fn run(plan: Plan) {
 /// Takes the primary's lock, opens its store and the volume.
 fn open(plan: &Plan) -> Result<(OurPlatform, Volume<OurPlatform>, OurStore), ServerError> {
     let ring = UblkRing::new().map_err(ServerError::Ring)?;
-    let platform = UringPlatform::new(ring, plan.archiver_threads).map_err(ServerError::Ring)?;
+    let platform = UringPlatform::new(ring, plan.open.archiving.threads).map_err(ServerError::Ring)?;
     let primary = Primary::own(&plan.primary, plan.patience)?;
     let device = UringDevice::new(platform.clone(), primary);
     let read = platform.block_on({

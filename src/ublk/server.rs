@@ -45,7 +45,6 @@ pub struct Options {
     pub recover: bool,
     /// Requests that the device takes at once.
     pub depth: u16,
-    pub archiver_threads: usize,
     /// How long to wait for the primary's lock.
     pub patience: Duration,
 }
@@ -113,7 +112,6 @@ impl Server {
             primary: options.primary.clone(),
             patience: options.patience,
             open: options.open.clone(),
-            archiver_threads: options.archiver_threads,
             mailbox: Arc::clone(&mailbox),
             news: news_sender,
             devices: devices_receiver,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Volume;
+use crate::archive::Packing;
 use crate::format::{ArchiveAt, BLOCK_BYTES};
 use crate::history::rfc3339;
 use crate::io::Platform;
@@ -26,10 +27,33 @@ pub struct ArchiveStatus {
     pub lag_bytes: u64,
     /// Age of the oldest segment that is not archived yet.
     pub lag_seconds: f64,
+    /// Age of the oldest change that is not in the archive: what losing the primary now would lose.
+    pub exposed_seconds: f64,
+    /// The log position up to which the archive alone can restore the volume.
+    pub position: u64,
+    /// Bytes of the store that are in use, and that it has: a ring's own, or those of a directory's file system. As they were at
+    /// the last put.
+    #[serde(default)]
+    pub store_used_bytes: Option<u64>,
+    #[serde(default)]
+    pub store_capacity_bytes: Option<u64>,
     /// The store's SPEC.
     pub store: String,
-    /// What keeps the archiver from archiving, when something does.
+    /// What keeps the archiver from archiving, when something does; since when, RFC 3339; and for how long.
     pub error: Option<String>,
+    #[serde(default)]
+    pub error_since: Option<String>,
+    #[serde(default)]
+    pub error_seconds: Option<f64>,
+    /// The level of zstd that the last segment got, or is getting; none when it is stored as it is, or there was none yet.
+    #[serde(default)]
+    pub level: Option<i32>,
+    /// Segments that are archived at once, at most.
+    #[serde(default)]
+    pub threads: u64,
+    /// Bytes a second that the store is given, at most.
+    #[serde(default)]
+    pub rate_limit: Option<u64>,
 }
 
 /// A volume at a moment.
@@ -140,7 +164,7 @@ impl<P: Platform> Volume<P> {
             "read-only"
         } else if log.stopped().is_some() {
             "stopped"
-        } else if free_slots == 0 && log.archive_state(|archive| archive.error.is_some()) {
+        } else if free_slots == 0 && log.archive_state(|archive| archive.trouble.is_some()) {
             "waiting"
         } else if log.is_throttling() {
             "throttled"
@@ -153,13 +177,31 @@ impl<P: Platform> Volume<P> {
         let log = &self.0.log;
         let segment = self.geometry().segment_bytes() as u64;
         let (queue, oldest) = log.archive_queue();
-        ArchiveStatus {
-            queue,
-            lag_bytes: queue * segment,
-            lag_seconds: oldest.as_secs_f64(),
-            store: self.superblock().backing.clone(),
-            error: log.archive_state(|archive| archive.error.as_ref().map(|(error, _)| error.clone())),
-        }
+        let now = log.platform().elapsed();
+        let exposed_seconds = log.exposed().as_secs_f64();
+        let position = if log.has_store() { log.archived_position().0 } else { 0 };
+        log.archive_state(|archive| {
+            let trouble = archive.trouble.as_ref();
+            ArchiveStatus {
+                queue,
+                lag_bytes: queue * segment,
+                lag_seconds: oldest.as_secs_f64(),
+                exposed_seconds,
+                position,
+                store_used_bytes: archive.fill.map(|fill| fill.used),
+                store_capacity_bytes: archive.fill.map(|fill| fill.capacity),
+                store: self.superblock().backing.clone(),
+                error: trouble.map(|trouble| trouble.what.clone()),
+                error_since: trouble.map(|trouble| rfc3339(trouble.since_ns)),
+                error_seconds: trouble.map(|trouble| now.saturating_sub(trouble.since).as_secs_f64()),
+                level: match archive.packing {
+                    Some(Packing::Zstd(level)) => Some(level),
+                    Some(Packing::Raw) | None => None,
+                },
+                threads: archive.options.threads as u64,
+                rate_limit: archive.options.rate,
+            }
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use salvol::archive::{ArchivedSegment, MemoryStore, Store};
 use salvol::format::*;
+use salvol::history::{Sited, Source, index_at};
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{Buffer, Platform};
 use salvol::log::{replay, scan};
@@ -156,6 +157,11 @@ impl Model {
         }
     }
 
+    /// What was durable may be gone: the primary was damaged, or is another one.
+    pub fn lose_durability(&self) {
+        self.durable_before.set(0);
+    }
+
     /// The newest acknowledged stamp of every block.
     pub fn state(&self) -> BTreeMap<u64, u64> {
         let versions = self.versions.borrow();
@@ -187,6 +193,7 @@ impl Model {
     /// Checks what a machine finds after the power went (`everything` false) or only the daemon died (true), and goes
     /// on from there: versions that did not survive are forgotten.
     pub fn settle(&self, found: &BTreeMap<u64, u64>, everything: bool) {
+        let now = self.tick();
         let mut versions = self.versions.borrow_mut();
         let mut horizon = self.durable_before.get();
         let mut kept = HashMap::new();
@@ -215,8 +222,10 @@ impl Model {
                 );
             }
             list.truncate((rank + 1) as usize);
-            list.iter_mut().for_each(|version| version.acknowledged = Some(version.acknowledged.unwrap_or(0)));
+            list.iter_mut().for_each(|version| version.acknowledged = Some(version.acknowledged.unwrap_or(now)));
         }
+        // What an opening found it has made durable.
+        self.durable_before.set(now + 1);
         self.busy.borrow_mut().clear();
         self.points.borrow_mut().retain(|_| true);
     }
@@ -443,7 +452,7 @@ pub fn whole_log(
     assert_eq!(superblock.uuid, volume.uuid);
     let mut segments = BTreeMap::new();
     if let Some(store) = as_store(store) {
-        for (name, _) in store.list().unwrap() {
+        for (name, _) in store.list().unwrap().into_iter().filter(|(name, _)| name.part == 0) {
             let object = ArchivedSegment::open(&store, &name, Some(&volume)).unwrap();
             segments.insert(name.segment, object.summary().clone());
         }
@@ -537,6 +546,21 @@ pub fn check_every_position(segments: &BTreeMap<SegmentNumber, Summary>, working
         }
     }
     positions
+}
+
+/// Checks that the archive alone restores the volume at `point` as `state`.
+pub fn archive_has(store: &Option<Arc<MemoryStore>>, shape: &Shape, point: u64, state: &BTreeMap<u64, u64>) {
+    let source = Source::open_store(shape.superblock(), as_store(store)).unwrap();
+    let moment = source.resolve(&format!("p{point}")).unwrap();
+    let index = index_at(&source, source.volume(), moment.segment, moment.position).unwrap();
+    for block in 0..index.blocks() {
+        let sited = index.get(Block(block));
+        match (sited, state.get(&block)) {
+            (Sited::Zeros, None) => {}
+            (Sited::At(.., crc), Some(stamp)) => assert_eq!(crc, crc_of(block, *stamp), "block {block} at p{point}"),
+            (sited, stamp) => panic!("block {block} at p{point} is {sited:?}, not {stamp:?}"),
+        }
+    }
 }
 
 /// One block's stamp.

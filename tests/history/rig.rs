@@ -13,7 +13,7 @@ use salvol::format::{
     ArchiveAt, BLOCK_BYTES, Block, Compression, FIRST_SLOT_BLOCK, Geometry, Key, Position, Superblock, Uuid,
 };
 use salvol::io::{Buffer, OwnRing, Primary, PrimaryError, UringDevice, UringPlatform};
-use salvol::volume::{OpenOptions as VolumeOptions, Operation, Point, Request, Volume};
+use salvol::volume::{OpenError, OpenOptions as VolumeOptions, Operation, Point, Request, Volume};
 
 pub type Engine = Volume<UringPlatform<OwnRing>>;
 
@@ -132,6 +132,29 @@ impl Rig {
         let store = open_store(&self.spec, Some(&self.volume)).unwrap();
         let opened = Volume::open(self.platform.clone(), device, store, VolumeOptions::default());
         self.engine = Some(self.platform.block_on(opened).unwrap().unwrap());
+    }
+
+    /// Why the volume cannot be attached.
+    pub fn refused(&mut self) -> OpenError {
+        let primary = Primary::own(&self.primary(), Duration::from_secs(2)).unwrap();
+        let device = UringDevice::new(self.platform.clone(), primary);
+        let store = open_store(&self.spec, Some(&self.volume)).unwrap();
+        let opened = Volume::open(self.platform.clone(), device, store, VolumeOptions::default());
+        let error = self.platform.block_on(opened).unwrap().err().unwrap();
+        self.shut_down();
+        error
+    }
+
+    /// Blocks that the running volume does not read as the model has them; those that fail are there as well.
+    pub fn wrong_blocks(&self) -> Vec<u64> {
+        let wrong = |block: &u64| {
+            let (engine, buffer) = (self.engine(), Buffer::new(BLOCK_BYTES).unwrap());
+            let request = Request { operation: Operation::Read, block: Block(*block), blocks: 1, buffer };
+            let read = async move { engine.serve(&request).await.map(|_| request.buffer.bytes().to_vec()) };
+            let read = self.platform.block_on(read).unwrap();
+            !read.is_ok_and(|bytes| bytes == content(self.model[*block as usize]))
+        };
+        (0..BLOCKS).filter(wrong).collect()
     }
 
     pub fn close(&mut self) {

@@ -175,9 +175,14 @@ fn specs() {
     assert_eq!(Spec::parse("dir:/a:b"), Ok(Spec::Directory("/a:b".into())));
     assert_eq!(Spec::parse("dir:/a:b").unwrap().to_string(), "dir:/a:b");
     assert!(matches!(Spec::parse("dir:"), Err(SpecError::NoPath(_))));
-    for later in ["file:/x", "dev:/dev/sdb", "s3://bucket/prefix"] {
-        assert!(Spec::parse(later).unwrap_err().to_string().contains("not in this version"));
+    assert_eq!(Spec::parse("file:/x:y"), Ok(Spec::File("/x:y".into())));
+    assert_eq!(Spec::parse("dev:/dev/sdb"), Ok(Spec::Device("/dev/sdb".into())));
+    for spec in ["file:/x:y", "dev:/dev/sdb"] {
+        assert_eq!(Spec::parse(spec).unwrap().to_string(), spec);
     }
+    assert!(matches!(Spec::parse("file:"), Err(SpecError::NoPath(_))));
+    assert!(matches!(Spec::parse("dev:"), Err(SpecError::NoPath(_))));
+    assert!(Spec::parse("s3://bucket/prefix").unwrap_err().to_string().contains("not in this version"));
     for unknown in ["", "/backup", "none:", "nfs:/x"] {
         assert!(Spec::parse(unknown).unwrap_err().to_string().contains("dir:PATH"));
     }

@@ -1,7 +1,9 @@
-//! The worked example of the document is what the encoder writes.
+//! The worked examples of the document are what the encoder writes.
 
+use super::faulty::FaultyDisk;
+use super::ring_crash::{TINY_BYTES, name, tiny};
 use super::volume;
-use crate::archive::{OBJECT_HEADER_BYTES, Packing, encode_object};
+use crate::archive::{Extent, OBJECT_HEADER_BYTES, Packing, RingStore, Store, encode_object};
 use crate::format::{BLOCK_BYTES, BatchRecord, Checksum, Entry, Offset, Position, SegmentNumber, Summary};
 
 /// Hex lines of sixteen bytes, runs of equal lines as one `*`, as `hexdump -C` shows them.
@@ -40,7 +42,7 @@ fn example() -> Vec<u8> {
     let mut image = vec![0; volume.geometry.segment_bytes()];
     let at = image.len() - BLOCK_BYTES;
     summary.encode(&volume, &mut image[at..]);
-    encode_object(&volume, &summary, &image, Packing::Raw).unwrap()
+    encode_object(&volume, &summary, Extent::WHOLE, &image, Packing::Raw).unwrap()
 }
 
 #[test]
@@ -53,6 +55,29 @@ fn the_worked_example_is_true() {
         dump(&object[OBJECT_HEADER_BYTES..OBJECT_HEADER_BYTES + 16], OBJECT_HEADER_BYTES),
         dump(&object[table..], table),
     ];
+    let missing: Vec<_> = wanted.into_iter().filter(|block| !document.contains(block)).collect();
+    assert!(missing.is_empty(), "docs/format.md lacks:\n{}", missing.join("\n\n"));
+}
+
+#[test]
+fn the_worked_example_of_the_ring_is_true() {
+    let document = include_str!("../../../docs/format.md");
+    let disk = FaultyDisk::new(TINY_BYTES);
+    let store = RingStore::create_on(disk.medium(), &tiny(), [0x66; 16]).unwrap();
+    store.put(&name(3, 0), b"object").unwrap();
+    store.put(&name(2, 0), b"gone").unwrap();
+    store.delete(&name(2, 0)).unwrap();
+    let mut wanted = Vec::new();
+    disk.alter(|bytes| {
+        let second = TINY_BYTES - 3 * BLOCK_BYTES;
+        assert_eq!(bytes[BLOCK_BYTES..3 * BLOCK_BYTES], bytes[second..second + 2 * BLOCK_BYTES]);
+        assert_eq!(bytes[..BLOCK_BYTES], bytes[TINY_BYTES - BLOCK_BYTES..]);
+        wanted = vec![
+            dump(&bytes[..BLOCK_BYTES], 0),
+            dump(&bytes[BLOCK_BYTES..BLOCK_BYTES + 256], BLOCK_BYTES),
+            dump(&bytes[3 * BLOCK_BYTES..3 * BLOCK_BYTES + 160], 3 * BLOCK_BYTES),
+        ];
+    });
     let missing: Vec<_> = wanted.into_iter().filter(|block| !document.contains(block)).collect();
     assert!(missing.is_empty(), "docs/format.md lacks:\n{}", missing.join("\n\n"));
 }

@@ -2,15 +2,22 @@
 
 mod directory;
 mod document;
+mod faulty;
 mod job;
+mod levels;
 mod object;
+mod parts;
+mod ring;
+mod ring_crash;
+mod ring_hostile;
+mod ring_space;
 mod stores;
 
 use std::sync::Arc;
 
 use fastrand::Rng;
 
-use super::{MemoryStore, ObjectName, Packing, Store, encode_object};
+use super::{Extent, MemoryStore, ObjectName, Packing, Store, encode_object};
 use crate::format::{
     ArchiveAt, BLOCK_BYTES, BatchHeader, BatchRecord, Block, Checksum, Compression, Entry, Geometry, Key, Offset,
     Position, SegmentHeader, SegmentNumber, Slot, Summary, Superblock, SynchMark, Uuid, block_crc, summary_blocks,
@@ -118,7 +125,7 @@ fn batch(
         entries.push(Entry::open(summary.epoch));
     }
     if writes < 11 && !summary.batches.is_empty() && rng.u8(..4) == 0 {
-        let point = summary.synchs.len() as u64 + 1;
+        let point = summary.last_position().next().0;
         let mark = SynchMark { point, time_ns: 9, label: "nightly".to_owned(), info: String::new() };
         let mut bytes = mark.encode();
         bytes.resize(BLOCK_BYTES, 0);
@@ -172,7 +179,7 @@ pub(super) struct Sample {
 pub(super) fn sample(segment_blocks: u32, seed: u64, packing: Packing) -> Sample {
     let volume = volume(segment_blocks);
     let (image, summary) = segment(&volume, &mut Rng::with_seed(seed), 3);
-    let object = encode_object(&volume, &summary, &image, packing).unwrap();
+    let object = encode_object(&volume, &summary, Extent::WHOLE, &image, packing).unwrap();
     let name = name_of(&volume, &summary);
     Sample { volume, summary, image, object, name }
 }

@@ -9,10 +9,10 @@ use fastrand::Rng;
 use super::{PACKINGS, Sample, sample, segment, store_with, volume};
 use crate::archive::frame::stored_bytes;
 use crate::archive::{
-    ArchiveError, ArchivedSegment, FRAME_BYTES, Frame, FrameTable, MemoryStore, OBJECT_HEADER_BYTES, ObjectHeader,
-    Packing, Store, encode_object,
+    ArchiveError, ArchivedSegment, Extent, FRAME_BYTES, Frame, FrameTable, MemoryStore, OBJECT_HEADER_BYTES,
+    ObjectHeader, Packing, Store, encode_object,
 };
-use crate::format::{BLOCK_BYTES, Checksum, Compression, Key, Offset, Superblock, Uuid, summary_from_image};
+use crate::format::{BLOCK_BYTES, Checksum, Key, Offset, Superblock, Uuid, summary_from_image};
 
 fn open(sample: &Sample, object: &[u8]) -> Result<ArchivedSegment, ArchiveError> {
     let (_, store) = store_with(&sample.name, object);
@@ -83,12 +83,14 @@ fn frames_are_small_and_stored_when_that_is_better() {
     // Random bytes: no frame of data compresses.
     let mut sample = sample(1024, 4, Packing::Zstd(3));
     Rng::with_seed(1).fill(&mut sample.image);
-    let object = encode_object(&sample.volume, &sample.summary, &sample.image, Packing::Zstd(3)).unwrap();
+    let object =
+        encode_object(&sample.volume, &sample.summary, Extent::WHOLE, &sample.image, Packing::Zstd(3)).unwrap();
     assert!(zstd::stream::decode_all(&object[..]).unwrap() == sample.image);
     assert!(object.len() - sample.image.len() < 6000);
     // Zeros cost next to nothing.
     sample.image.fill(0);
-    let object = encode_object(&sample.volume, &sample.summary, &sample.image, Packing::Zstd(3)).unwrap();
+    let object =
+        encode_object(&sample.volume, &sample.summary, Extent::WHOLE, &sample.image, Packing::Zstd(3)).unwrap();
     assert!(object.len() < OBJECT_HEADER_BYTES + 33 * 40 + 100, "{}", object.len());
 }
 
@@ -100,23 +102,18 @@ fn a_summary_of_many_frames_is_one_frame() {
         sample.summary.entries.push(crate::format::Entry::noop());
     }
     assert!(sample.summary.blocks() as usize * BLOCK_BYTES > FRAME_BYTES);
-    let object = encode_object(&sample.volume, &sample.summary, &sample.image, Packing::Raw).unwrap();
+    let object = encode_object(&sample.volume, &sample.summary, Extent::WHOLE, &sample.image, Packing::Raw).unwrap();
     assert!(zstd::stream::decode_all(&object[..]).unwrap() == sample.image);
-}
-
-#[test]
-fn the_level_follows_the_queue() {
-    assert_eq!(Packing::choose(Compression::Auto, 0), Packing::Zstd(3));
-    assert_eq!(Packing::choose(Compression::Auto, 5), Packing::Zstd(1));
-    assert_eq!(Packing::choose(Compression::None, 0), Packing::Raw);
-    assert_eq!(Packing::choose(Compression::Zstd(-4), 9), Packing::Zstd(-4));
 }
 
 #[test]
 fn bytes_do_not_depend_on_the_opening() {
     let sample = sample(64, 9, Packing::Zstd(1));
     let later = Superblock { generation: 99, epoch: 12, ..sample.volume.clone() };
-    assert!(encode_object(&later, &sample.summary, &sample.image, Packing::Zstd(1)).unwrap() == sample.object);
+    assert!(
+        encode_object(&later, &sample.summary, Extent::WHOLE, &sample.image, Packing::Zstd(1)).unwrap()
+            == sample.object
+    );
 }
 
 #[test]
@@ -230,7 +227,8 @@ fn a_rotten_summary_is_made_again() {
     // Rotten already on the primary: the object keeps what was there.
     let last = sample.image.len() - 1;
     sample.image[last] ^= 1;
-    sample.object = encode_object(&sample.volume, &sample.summary, &sample.image, Packing::Zstd(1)).unwrap();
+    sample.object =
+        encode_object(&sample.volume, &sample.summary, Extent::WHOLE, &sample.image, Packing::Zstd(1)).unwrap();
     assert!(whole(&sample, &sample.object));
     // Rotten in the store: all but the summary's own frame can be read.
     sample.image[last] ^= 1;
@@ -246,7 +244,8 @@ fn a_rotten_summary_is_made_again() {
     let second = sample.summary.batches[1].offset().0 as usize * BLOCK_BYTES;
     sample.image[second] ^= 1;
     sample.image[last] ^= 1;
-    let object = encode_object(&sample.volume, &sample.summary, &sample.image, Packing::Zstd(1)).unwrap();
+    let object =
+        encode_object(&sample.volume, &sample.summary, Extent::WHOLE, &sample.image, Packing::Zstd(1)).unwrap();
     assert!(open(&sample, &object).is_err());
     assert_eq!(summary_from_image(&sample.image, &sample.volume).unwrap().batches.len(), 1);
 }
@@ -278,7 +277,7 @@ fn misuse_is_an_error() {
     let mut opened = open(&sample, &sample.object).unwrap();
     assert!(matches!(opened.read_block(Offset(32), &mut [0; BLOCK_BYTES]), Err(ArchiveError::Offset { .. })));
     assert!(matches!(opened.read_block(Offset(0), &mut [0; 9]), Err(ArchiveError::Buffer { .. })));
-    assert!(encode_object(&sample.volume, &sample.summary, &sample.image[1..], Packing::Raw).is_err());
+    assert!(encode_object(&sample.volume, &sample.summary, Extent::WHOLE, &sample.image[1..], Packing::Raw).is_err());
     assert!(summary_from_image(&sample.image[1..], &sample.volume).is_err());
 }
 
@@ -288,7 +287,7 @@ fn a_block_costs_one_frame() {
     let (image, summary) = segment(&volume, &mut Rng::with_seed(77), 3);
     let name = super::name_of(&volume, &summary);
     let memory = Arc::new(MemoryStore::new());
-    memory.put(&name, &encode_object(&volume, &summary, &image, Packing::Zstd(1)).unwrap()).unwrap();
+    memory.put(&name, &encode_object(&volume, &summary, Extent::WHOLE, &image, Packing::Zstd(1)).unwrap()).unwrap();
     let store: Arc<dyn Store> = memory.clone();
     let mut opened = ArchivedSegment::open(&store, &name, None).unwrap();
     let mut block = [0; BLOCK_BYTES];

@@ -1,7 +1,8 @@
 //! What every store promises, as one function that runs on each.
 
+use super::faulty::FaultyDisk;
 use super::{sample, volume};
-use crate::archive::{DirectoryStore, MemoryStore, ObjectName, Packing, Store, StoreError};
+use crate::archive::{DirectoryStore, MemoryStore, ObjectName, Packing, RingKind, RingStore, Store, StoreError};
 use crate::format::{SegmentNumber, Uuid};
 
 fn name(history: u8, segment: u64, epoch: u64) -> ObjectName {
@@ -77,4 +78,40 @@ fn directory_on_a_file_system_in_memory() {
     // tmpfs may have no direct I/O: the other way to read past the cache.
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
     suite(&DirectoryStore::create(&scratch.path().join("store"), &volume(32)).unwrap());
+}
+
+/// A ring in a file, as large as the suite needs.
+fn ring_in(directory: &std::path::Path) -> RingStore {
+    let path = directory.join("ring");
+    std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
+    RingStore::create(RingKind::File, &path, &volume(32)).unwrap()
+}
+
+#[test]
+fn ring_in_a_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    suite(&ring_in(scratch.path()));
+}
+
+#[test]
+fn ring_in_a_file_in_memory() {
+    let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+    suite(&ring_in(scratch.path()));
+}
+
+#[test]
+fn ring_on_a_simulated_device() {
+    let disk = FaultyDisk::new(16 << 20);
+    suite(&RingStore::create_on(disk.medium(), &volume(32), [7; 16]).unwrap());
+}
+
+#[test]
+fn every_store_says_how_full_it_is() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = DirectoryStore::create(&scratch.path().join("store"), &volume(32)).unwrap();
+    for store in [&directory as &dyn Store, &ring_in(scratch.path())] {
+        let fill = store.fill().unwrap().unwrap();
+        assert!(fill.used <= fill.capacity && fill.capacity > 0, "{fill:?}");
+    }
+    assert!(MemoryStore::new().fill().unwrap().is_none());
 }

@@ -1,0 +1,98 @@
+//! Which objects go first when there is no room. No I/O.
+
+use std::collections::BTreeMap;
+
+use crate::archive::ObjectName;
+use crate::format::{SegmentNumber, Uuid};
+
+/// The objects that may be expired, in the order in which they go: first what belongs to a past that was given up, then
+/// the oldest segment. `objects` are names with their sequence numbers, in the order of the names; the newest segment and
+/// the `working_set` before it are never among the result, nor are their parts and the fork records.
+pub(super) fn victims(objects: &[(ObjectName, u64)], working_set: u32) -> Vec<ObjectName> {
+    let given_up = given_up(objects);
+    let valid = objects.iter().zip(&given_up).filter(|(_, given_up)| !**given_up);
+    let newest = valid.map(|((name, _), _)| name.segment).max().unwrap_or(SegmentNumber(0));
+    let kept_from = newest.0.saturating_sub(u64::from(working_set));
+    let mut victims: Vec<_> = objects
+        .iter()
+        .zip(given_up)
+        // Segment 0 is a fork record: without it nothing older could be found.
+        .filter(|((name, _), given_up)| name.segment.0 > 0 && (*given_up || name.segment.0 < kept_from))
+        .map(|((name, sequence), given_up)| (!given_up, name.segment, *sequence, *name))
+        .collect();
+    victims.sort_unstable();
+    victims.into_iter().map(|(_, _, _, name)| name).collect()
+}
+
+/// For each object, whether it stands behind one of a larger epoch of its history: no reader takes it for the volume's.
+fn given_up(objects: &[(ObjectName, u64)]) -> Vec<bool> {
+    // The largest epoch of each segment, parts apart: they may be older than what the segment ended with.
+    let mut whole: BTreeMap<(Uuid, SegmentNumber), u64> = BTreeMap::new();
+    for (name, _) in objects.iter().filter(|(name, _)| name.part == 0) {
+        let epoch = whole.entry((name.history, name.segment)).or_default();
+        *epoch = name.epoch.max(*epoch);
+    }
+    let (mut history, mut segment) = (Uuid::default(), SegmentNumber(0));
+    // The largest epoch before the segment, and of it.
+    let (mut before, mut here) = (0, 0);
+    let mut result = Vec::with_capacity(objects.len());
+    for (name, _) in objects {
+        if name.history != history {
+            (before, here) = (0, 0);
+        } else if name.segment != segment {
+            before = here.max(before);
+            here = 0;
+        }
+        (history, segment) = (name.history, name.segment);
+        let replaced = name.part == 0 && whole.get(&(history, segment)).is_some_and(|epoch| *epoch > name.epoch);
+        result.push(before > name.epoch || replaced);
+        here = here.max(name.epoch);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(history: u8, segment: u64, epoch: u64, part: u32) -> ObjectName {
+        ObjectName { history: Uuid([history; 16]), segment: SegmentNumber(segment), epoch, part }
+    }
+
+    fn order(mut objects: Vec<(ObjectName, u64)>, working_set: u32) -> Vec<(u64, u64, u32)> {
+        objects.sort_unstable();
+        victims(&objects, working_set).iter().map(|name| (name.segment.0, name.epoch, name.part)).collect()
+    }
+
+    #[test]
+    fn the_oldest_go_first_and_the_newest_stay() {
+        let plain = |segments: std::ops::RangeInclusive<u64>| segments.map(|at| (name(1, at, 1, 0), at)).collect();
+        assert_eq!(order(plain(1..=6), 2), [(1, 1, 0), (2, 1, 0), (3, 1, 0)]);
+        assert_eq!(order(plain(1..=3), 2), []);
+        assert_eq!(order(Vec::new(), 2), []);
+        let forked = [(name(1, 0, 0, 0), 4), (name(1, 2, 1, 0), 2), (name(2, 6, 2, 0), 6)];
+        assert_eq!(order(forked.to_vec(), 2), [(2, 1, 0)]);
+        // Across histories by segment, in one segment by when they came, parts like the rest.
+        let mixed = vec![
+            (name(1, 9, 1, 0), 9),
+            (name(1, 2, 1, 0), 5),
+            (name(2, 1, 1, 0), 8),
+            (name(1, 2, 1, 1), 3),
+            (name(1, 9, 1, 4), 1),
+        ];
+        assert_eq!(order(mixed, 2), [(1, 1, 0), (2, 1, 1), (2, 1, 0)]);
+    }
+
+    #[test]
+    fn a_past_that_was_given_up_goes_before_everything_and_keeps_nothing_back() {
+        let objects = vec![
+            (name(1, 1, 1, 0), 1),
+            (name(1, 5, 1, 0), 5),
+            (name(1, 6, 1, 0), 6),
+            (name(1, 90, 1, 0), 7),
+            (name(1, 5, 2, 0), 8),
+            (name(1, 6, 2, 1), 9),
+        ];
+        assert_eq!(order(objects, 2), [(5, 1, 0), (6, 1, 0), (90, 1, 0), (1, 1, 0)]);
+    }
+}

@@ -1,0 +1,432 @@
+//! The stores `file:PATH` and `dev:PATH`: a ring of objects on one file or one block device.
+//!
+//! ```text
+//! superblock | catalogue | objects ........................................ | catalogue copy | superblock copy
+//!                          record header | object | zeros | record header | object ...
+//! ```
+//!
+//! - A put writes the object, makes it durable, and then makes its entry (`catalogue.rs` has the order and what follows
+//!   from it). It is there when the entry is, whole.
+//! - When there is no room, a put expires the oldest objects first (`expiry.rs`), never those of the newest segments, from
+//!   which the volume can be rebuilt. Their entries are gone, durably, before their place is written to.
+//! - One process writes and holds the lock from its first put or delete on; any number read. After reading an object they
+//!   look whether it is still where it was, so that nobody takes half-overwritten bytes for an object.
+//! - After any error the writer believes nothing that it knew, and reads the catalogue again.
+//!
+//! ```text
+//! disk.rs        what is needed of file or device     space.rs   free blocks        catalogue.rs  who is where
+//! medium.rs      the real one                         room.rs    who gets which     rescue.rs     found again by record headers
+//! superblock.rs  entry.rs   the bytes                 content.rs an object's bytes  writer.rs     put and delete
+//! identity.rs    whose ring it is                     expiry.rs  who goes first    audit.rs      what is damaged of it
+//! ```
+
+mod audit;
+mod catalogue;
+mod content;
+mod disk;
+mod entry;
+mod expiry;
+mod identity;
+mod medium;
+mod rescue;
+mod room;
+mod space;
+mod superblock;
+mod writer;
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use catalogue::{Held, Objects};
+use disk::BLOCK;
+pub(super) use disk::{Disk, Medium};
+use identity::{Said, Unfit, check, format, superblocks};
+use medium::Place;
+pub use medium::{Provision, RingKind};
+use rescue::Rescued;
+pub(crate) use superblock::RING_PARTS;
+use superblock::RingSuperblock;
+use writer::Writer;
+
+use super::devices::rests_on;
+use super::{Fill, ObjectName, Store, StoreError};
+use crate::format::Superblock;
+
+/// How often a reader starts again when what it read moved meanwhile.
+const LOOKS: usize = 3;
+/// How long an audit waits before it looks again.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+/// Bytes compared at a time when a put finds its name taken.
+const COMPARE_BYTES: usize = 2 * 1024 * 1024;
+
+/// A ring that keeps the objects of one volume.
+pub struct RingStore {
+    medium: Box<dyn Medium>,
+    ring: RingSuperblock,
+    /// For reading.
+    disk: Arc<dyn Disk>,
+    /// What is known of the catalogue; the truth while `settled`.
+    objects: Mutex<Objects>,
+    /// Whether this process is the writer, and knows what is on the disk.
+    settled: AtomicBool,
+    writing: Mutex<Writing>,
+    /// The volume's own device, 0 while it is not known.
+    forbidden: AtomicU64,
+}
+
+/// What whoever writes, or reads the catalogue again, holds.
+#[derive(Default)]
+struct Writing {
+    /// The disk, opened for writing and locked.
+    disk: Option<Arc<dyn Disk>>,
+    writer: Option<Writer>,
+    rescued: Rescued,
+}
+
+impl RingStore {
+    /// Makes the file or device at `path` the store of `volume`, or takes one that is that volume's already.
+    ///
+    /// # Errors
+    /// When it belongs to another volume, is too small, or cannot be written.
+    pub fn create(kind: RingKind, path: &Path, volume: &Superblock) -> Result<Self, StoreError> {
+        Self::create_on(Box::new(Place::new(kind, path)), volume, uuid::Uuid::new_v4().into_bytes())
+    }
+
+    /// Opens the store at `path`; with `volume`, only that volume's.
+    ///
+    /// # Errors
+    /// When there is none, or it belongs to another volume.
+    pub fn open(kind: RingKind, path: &Path, volume: Option<&Superblock>) -> Result<Self, StoreError> {
+        Self::open_on(Box::new(Place::new(kind, path)), volume)
+    }
+
+    /// Makes sure that [`Self::create`] can make `path` the store of a new volume. A file that is missing is made.
+    ///
+    /// # Errors
+    /// When it holds a store or a volume already, is too small, or is the volume's own primary.
+    pub fn prepare(kind: RingKind, path: &Path, provision: &Provision) -> Result<(), StoreError> {
+        Place::new(kind, path).prepare(provision)
+    }
+
+    /// What the file or device at `path` holds of a ring, as a phrase.
+    pub fn recognise(path: &Path) -> Option<String> {
+        let kind = if path.is_file() { RingKind::File } else { RingKind::Device };
+        match superblocks(&Place::new(kind, path).look().ok()?) {
+            Ok((found, _)) => Some(format!("the archive of volume {} ({})", found.volume.name, found.volume.uuid)),
+            Err(Unfit::None | Unfit::Unreadable(_)) => None,
+            Err(Unfit::Damaged(_) | Unfit::Short { .. } | Unfit::Two) => Some("a damaged salvol archive".to_owned()),
+        }
+    }
+
+    /// The volume that the store belongs to: identity, key and geometry as they were when the store was created.
+    pub fn identity(&self) -> &Superblock {
+        &self.ring.volume
+    }
+
+    pub(super) fn create_on(medium: Box<dyn Medium>, volume: &Superblock, store: [u8; 16]) -> Result<Self, StoreError> {
+        let said = Said(medium.spec());
+        let disk = medium.own()?;
+        match superblocks(&disk) {
+            Ok((found, _)) => check(&said, &found.volume, volume)?,
+            Err(Unfit::None) => {
+                let ring = RingSuperblock::plan(store, volume, disk.bytes() / BLOCK)
+                    .map_err(|need| said.too_small(disk.bytes(), need))?;
+                format(&disk, &ring).map_err(|error| said.io("cannot make the store", error))?;
+            }
+            Err(unfit) => return Err(said.unfit(unfit)),
+        }
+        drop(disk);
+        Self::open_on(medium, Some(volume))
+    }
+
+    pub(super) fn open_on(medium: Box<dyn Medium>, volume: Option<&Superblock>) -> Result<Self, StoreError> {
+        let said = Said(medium.spec());
+        let disk = medium.look()?;
+        let (ring, _) = superblocks(&disk).map_err(|unfit| said.unfit(unfit))?;
+        if let Some(volume) = volume {
+            check(&said, &ring.volume, volume)?;
+        }
+        let store = Self {
+            medium,
+            ring,
+            disk,
+            objects: Mutex::default(),
+            settled: AtomicBool::new(false),
+            writing: Mutex::default(),
+            forbidden: AtomicU64::new(0),
+        };
+        store.refresh()?;
+        Ok(store)
+    }
+
+    fn said(&self) -> Said {
+        Said(self.medium.spec())
+    }
+
+    fn io(&self, what: &str, source: io::Error) -> StoreError {
+        self.said().io(what, source)
+    }
+
+    fn missing(&self, name: &ObjectName) -> StoreError {
+        StoreError::Missing { store: self.spec(), name: *name }
+    }
+
+    /// The objects, as this process knows them. Nobody does I/O while he holds this.
+    fn objects(&self) -> MutexGuard<'_, Objects> {
+        // A panic of another thread leaves the map whole: each change of it is one call.
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        let mut writing = self.writing.lock().unwrap_or_else(|poisoned| {
+            self.settled.store(false, Ordering::Release);
+            self.writing.clear_poison();
+            poisoned.into_inner()
+        });
+        if !self.settled.load(Ordering::Acquire) {
+            writing.writer = None;
+        }
+        writing
+    }
+
+    /// Reads the catalogue again, unless this process is the one that writes it.
+    fn refresh(&self) -> Result<(), StoreError> {
+        if self.settled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut writing = self.writing();
+        if writing.writer.is_none() {
+            let loaded = writer::load(&self.disk, &self.ring, false, &mut writing.rescued);
+            let (found, _) = loaded.map_err(|error| self.io("cannot read the catalogue", error))?;
+            *self.objects() = found.objects;
+        }
+        Ok(())
+    }
+
+    /// The object `name`, if there is one now.
+    fn look_up(&self, name: &ObjectName) -> Result<Held, StoreError> {
+        let known = self.objects().get(name).cloned();
+        if let Some(held) = known {
+            return Ok(held);
+        }
+        self.refresh()?;
+        self.objects().get(name).cloned().ok_or_else(|| self.missing(name))
+    }
+
+    /// Whether `held` was still where it is said to be at some time after this was called.
+    fn is_current(&self, held: &Held) -> io::Result<bool> {
+        if self.settled.load(Ordering::Acquire) {
+            let same = self.objects().get(&held.record.name) == Some(held);
+            // What was known while it was the truth.
+            if self.settled.load(Ordering::Acquire) {
+                return Ok(same);
+            }
+        }
+        catalogue::is_current(&self.disk, &self.ring, held)
+    }
+
+    /// Calls `look` with the object `name`; again, when the object moved meanwhile.
+    fn with_object<T>(&self, name: &ObjectName, mut look: impl FnMut(&Held) -> io::Result<T>) -> Result<T, StoreError> {
+        let failed = |error| self.io(&format!("cannot read object {name}"), error);
+        for _ in 0..LOOKS {
+            let held = self.look_up(name)?;
+            let result = look(&held);
+            if self.is_current(&held).map_err(failed)? {
+                return result.map_err(failed);
+            }
+            let mut objects = self.objects();
+            if objects.get(name) == Some(&held) {
+                objects.remove(name);
+            }
+        }
+        Err(self.missing(name))
+    }
+
+    /// The disk to write to, everything on it settled.
+    fn enter<'a>(&self, writing: &'a mut Writing) -> Result<(Arc<dyn Disk>, &'a mut Writer), StoreError> {
+        let disk = match &writing.disk {
+            Some(disk) => Arc::clone(disk),
+            None => Arc::clone(writing.disk.insert(self.own()?)),
+        };
+        self.refuse_own_device(&disk)?;
+        let writer = match &mut writing.writer {
+            Some(writer) => writer,
+            unsettled => {
+                let settled = Writer::settle(&disk, &self.ring);
+                let (writer, objects) = settled.map_err(|error| self.io("cannot settle the catalogue", error))?;
+                *self.objects() = objects;
+                self.settled.store(true, Ordering::Release);
+                unsettled.insert(writer)
+            }
+        };
+        Ok((disk, writer))
+    }
+
+    /// Opens the disk for writing, after checking that it is the store that was opened.
+    fn own(&self) -> Result<Arc<dyn Disk>, StoreError> {
+        let said = self.said();
+        let disk = self.medium.own()?;
+        let (found, damaged) = superblocks(&disk).map_err(|unfit| said.unfit(unfit))?;
+        if found != self.ring {
+            return Err(said.refused("is another store now than when it was opened"));
+        }
+        for block in damaged {
+            // The other copy is whole, and all that is needed.
+            match disk::write_block(&*disk, block, &self.ring.encode()).and_then(|()| disk.sync()) {
+                Ok(()) => log::warn!("{}: the superblock in block {block} was damaged, and is written again", said.0),
+                Err(error) => log::warn!("{}: the superblock in block {block} is damaged: {error}", said.0),
+            }
+        }
+        Ok(disk)
+    }
+
+    fn refuse_own_device(&self, disk: &Arc<dyn Disk>) -> Result<(), StoreError> {
+        let forbidden = self.forbidden.load(Ordering::Relaxed);
+        if forbidden != 0 && disk.device().is_some_and(|device| rests_on(device, forbidden)) {
+            return Err(self.said().refused(
+                "is on the volume's own device: an archive there would be lost with the volume, and would wait for the \
+                 space that it is to free; move it to another device",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is known after a change that failed.
+    fn unsettle(&self, writing: &mut Writing) {
+        self.settled.store(false, Ordering::Release);
+        writing.writer = None;
+    }
+
+    /// Deletes objects, of which nobody takes bytes any more when their places are free.
+    fn remove(&self, disk: &Arc<dyn Disk>, writer: &mut Writer, gone: &[Held]) -> io::Result<()> {
+        let mut objects = self.objects();
+        for held in gone {
+            objects.remove(&held.record.name);
+        }
+        drop(objects);
+        writer.remove(disk, &self.ring, gone)
+    }
+
+    /// Compares an object that is there with the bytes that were to be put, and makes sure that it is durable.
+    fn compare(&self, disk: &Arc<dyn Disk>, held: &Held, bytes: &[u8]) -> Result<(), StoreError> {
+        let name = held.record.name;
+        let failed = |error| self.io(&format!("cannot read object {name}"), error);
+        let conflict = || StoreError::Conflict { store: self.spec(), name };
+        if held.record.bytes != bytes.len() as u64 {
+            return Err(conflict());
+        }
+        for (rank, piece) in bytes.chunks(COMPARE_BYTES).enumerate() {
+            let at = (rank * COMPARE_BYTES) as u64;
+            let there = content::read(&**disk, &held.record, at..at + piece.len() as u64).map_err(failed)?;
+            if there != piece {
+                return Err(conflict());
+            }
+        }
+        disk.sync().map_err(failed)
+    }
+
+    fn full(&self, writer: &Writer, name: &ObjectName, bytes: usize) -> StoreError {
+        let (used, capacity) = writer.fill();
+        self.said().refused(format!(
+            "the store is full: {} of {} bytes are used, and object {name} of {bytes} bytes does not fit without expiring \
+             one of the newest {} segments, which are never expired; nothing was lost; move the archive to a larger \
+             device or file",
+            used * BLOCK,
+            capacity * BLOCK,
+            u64::from(self.ring.volume.geometry.working_set) + 1
+        ))
+    }
+
+    /// Makes room for the object and writes it.
+    fn place(&self, disk: &Arc<dyn Disk>, writer: &mut Writer, plan: writer::Plan, bytes: &[u8]) -> io::Result<Held> {
+        if !plan.expired.is_empty() {
+            for held in &plan.expired {
+                log::info!("{}: object {} is expired: its place is needed", self.spec(), held.record.name);
+            }
+            self.remove(disk, writer, &plan.expired)?;
+        }
+        writer.place(disk, &self.ring, plan, bytes)
+    }
+}
+
+impl Store for RingStore {
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut writing = self.writing();
+        let (disk, writer) = self.enter(&mut writing)?;
+        let there = self.objects().get(name).cloned();
+        if let Some(held) = there {
+            return self.compare(&disk, &held, bytes);
+        }
+        let plan = writer.plan(&self.ring, &self.objects(), name, bytes);
+        let plan = plan.ok_or_else(|| self.full(writer, name, bytes.len()))?;
+        match self.place(&disk, writer, plan, bytes) {
+            Ok(held) => {
+                self.objects().insert(*name, held);
+                Ok(())
+            }
+            Err(error) => {
+                self.unsettle(&mut writing);
+                Err(self.io(&format!("cannot write object {name}"), error))
+            }
+        }
+    }
+
+    fn get(&self, name: &ObjectName, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        self.with_object(name, |held| content::read(&*self.disk, &held.record, range.clone()))
+    }
+
+    fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {
+        self.with_object(name, |held| Ok(held.record.bytes))
+    }
+
+    fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
+        self.refresh()?;
+        Ok(self.objects().iter().map(|(name, held)| (*name, held.record.bytes)).collect())
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let mut writing = self.writing();
+        let (disk, writer) = self.enter(&mut writing)?;
+        let Some(held) = self.objects().get(name).cloned() else {
+            return Ok(());
+        };
+        self.remove(&disk, writer, &[held]).map_err(|error| {
+            self.unsettle(&mut writing);
+            self.io(&format!("cannot delete object {name}"), error)
+        })
+    }
+
+    fn fill(&self) -> Result<Option<Fill>, StoreError> {
+        self.refresh()?;
+        let used: u64 = self.objects().values().map(|held| held.record.blocks()).sum();
+        let data = self.ring.data();
+        Ok(Some(Fill { used: used * BLOCK, capacity: (data.end - data.start) * BLOCK }))
+    }
+
+    fn audit(&self) -> Result<Vec<String>, StoreError> {
+        let look = || audit::look(&self.disk, &self.ring).map_err(|error| self.io("cannot read the catalogue", error));
+        let mut wrong = look()?;
+        for _ in 1..LOOKS {
+            if wrong.is_empty() {
+                break;
+            }
+            // Damage stays where it is; what moves is the writer's work.
+            std::thread::sleep(BETWEEN_LOOKS);
+            let now = look()?;
+            wrong.retain(|what| now.contains(what));
+        }
+        Ok(wrong.into_iter().collect())
+    }
+
+    fn forbid_device(&self, device: u64) {
+        self.forbidden.store(device, Ordering::Relaxed);
+    }
+
+    fn spec(&self) -> String {
+        self.medium.spec()
+    }
+}

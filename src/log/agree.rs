@@ -1,0 +1,211 @@
+//! Whether archive and primary are of one past (rule 10): the newest that is archived must be on the primary, or older than
+//! everything there. Asked before the log is opened, and, when the store was away then, before anything is put.
+
+use std::sync::Arc;
+
+use super::Log;
+use super::replay::Tail;
+use super::scan::{self, ScanError};
+use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, one_past};
+use crate::format::{
+    BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Position, SegmentNumber, Slot, Summary, Superblock,
+};
+use crate::io::{Device, Platform};
+
+/// The two ends of an archive.
+#[derive(Debug, Clone, Copy)]
+pub struct ArchiveEnds {
+    /// The newest position that is archived, its segment, and the checksum of its batch header.
+    pub segment: SegmentNumber,
+    pub position: Position,
+    pub checksum: Checksum,
+    /// Time of the oldest position that the archive can restore; the end of time when there is none.
+    pub from_ns: i64,
+}
+
+/// How the archive is of another past than the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disagreement {
+    /// It holds positions that the primary has lost.
+    Ahead { archived: SegmentNumber, position: Position },
+    /// It holds other batches under the same numbers.
+    Differs { segment: SegmentNumber },
+}
+
+/// Reads the ends of the volume's archive; none when it is empty. May block.
+///
+/// What is damaged is nobody's past: the archiver puts it again, and what it held is judged by what came before.
+///
+/// # Errors
+/// When the store fails, or holds something there that another salvol made.
+pub fn ends_of_archive(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Option<ArchiveEnds>, ArchiveError> {
+    let given_up = |name: &ObjectName| volume.accepted_loss.is_some_and(|loss| loss.covers(name.segment, name.epoch));
+    let names = Lineage::read(store, volume)?.names.into_iter().filter(|name| !given_up(name)).collect();
+    let names = one_past(names, None);
+    for segment in names.chunk_by(|a, b| a.segment == b.segment).rev() {
+        if let Some(last) = newest_of(store, volume, segment)? {
+            let summary = last.summary();
+            let (segment, position, checksum) = (summary.segment, summary.last_position(), summary.last_checksum);
+            let whole: Vec<ObjectName> = names.iter().filter(|name| name.part == 0).copied().collect();
+            let from_ns = restorable_from(store, volume, &whole);
+            return Ok(Some(ArchiveEnds { segment, position, checksum, from_ns }));
+        }
+    }
+    Ok(None)
+}
+
+/// What the objects `names` of one segment have of it; none when all of them are damaged.
+fn newest_of(
+    store: &Arc<dyn Store>,
+    volume: &Superblock,
+    names: &[ObjectName],
+) -> Result<Option<ArchivedSegment>, ArchiveError> {
+    let (parts, whole): (Vec<_>, Vec<_>) = names.iter().partition(|name| name.part > 0);
+    let whole = whole.iter().rev().map(|name| ArchivedSegment::open(store, name, Some(volume)));
+    let parts = (!parts.is_empty()).then(|| ArchivedSegment::open_parts(store, &parts, Some(volume)));
+    for opened in whole.chain(parts) {
+        match opened {
+            Ok(segment) => return Ok(Some(segment)),
+            Err(error) if error.is_damage() => log::warn!("{}: {error}", volume.name),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+fn restorable_from(store: &Arc<dyn Store>, volume: &Superblock, whole: &[ObjectName]) -> i64 {
+    let Some(oldest) = whole.first() else { return i64::MAX };
+    // W segments before it are needed as well, unless there never were any.
+    let needs = if oldest.segment.0 == 1 { 0 } else { u64::from(volume.geometry.working_set) };
+    let first = whole.iter().find(|name| name.segment == oldest.segment.plus(needs));
+    match first.map(|name| ArchivedSegment::open(store, name, Some(volume))) {
+        Some(Ok(segment)) => segment.summary().batches.first().map_or(i64::MAX, BatchRecord::time_ns),
+        _ => i64::MAX,
+    }
+}
+
+/// The last segment of a log: what it holds, and its bytes.
+struct Last<'a> {
+    summary: &'a Summary,
+    image: &'a [u8],
+}
+
+impl Last<'_> {
+    /// Whether the batch at `position`, which is not behind the last, has `checksum`. A header that has rotted is held
+    /// against nobody.
+    fn has(&self, volume: &Superblock, position: Position, checksum: Checksum) -> bool {
+        if position == self.summary.last_position() {
+            return checksum == self.summary.last_checksum;
+        }
+        let rank = position.0.checked_sub(self.summary.first_position.0);
+        let Some(batch) = rank.and_then(|rank| self.summary.batches.get(rank as usize)) else { return false };
+        let header = &self.image[batch.offset().0 as usize * BLOCK_BYTES..];
+        BatchHeader::parse(header, volume).is_ok_and(|parsed| parsed.checksum == checksum)
+    }
+
+    /// The verdict as far as this segment can give it; none when the archive ends before.
+    fn judge(&self, volume: &Superblock, ends: &ArchiveEnds) -> Option<Result<(), Disagreement>> {
+        let ArchiveEnds { segment, position, checksum, .. } = *ends;
+        if segment < self.summary.segment {
+            return None;
+        }
+        if segment > self.summary.segment || position > self.summary.last_position() {
+            return Some(Err(Disagreement::Ahead { archived: segment, position }));
+        }
+        let same = self.has(volume, position, checksum);
+        Some(if same { Ok(()) } else { Err(Disagreement::Differs { segment }) })
+    }
+}
+
+/// Whether the log that ends in `tail` agrees with its archive.
+pub async fn tail_agrees<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    tail: Option<&Tail>,
+    ends: &ArchiveEnds,
+) -> Result<(), Disagreement> {
+    let Some(tail) = tail else {
+        return Err(Disagreement::Ahead { archived: ends.segment, position: ends.position });
+    };
+    if let Some(verdict) = (Last { summary: &tail.walk.summary, image: tail.image() }).judge(volume, ends) {
+        return verdict;
+    }
+    let slots = tail.found.iter().filter(|found| found.header.segment == ends.segment).map(|found| found.slot);
+    sealed_agrees(device, volume, slots.collect(), ends).await
+}
+
+/// Whether one of `slots` holds the archive's newest segment; without slots it has left the primary.
+async fn sealed_agrees<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    slots: Vec<Slot>,
+    ends: &ArchiveEnds,
+) -> Result<(), Disagreement> {
+    if slots.is_empty() {
+        return Ok(());
+    }
+    for slot in slots {
+        if holds(device, volume, slot, ends).await.unwrap_or(false) {
+            return Ok(());
+        }
+    }
+    Err(Disagreement::Differs { segment: ends.segment })
+}
+
+/// Whether the sealed segment in `slot` has the archive's newest batch, which of parts may be one in the middle.
+async fn holds<D: Device>(device: &D, volume: &Superblock, slot: Slot, ends: &ArchiveEnds) -> Result<bool, ScanError> {
+    let summary = scan::summary(device, volume, slot, ends.segment).await?;
+    if ends.position == summary.last_position() {
+        return Ok(summary.last_checksum == ends.checksum);
+    }
+    let image = scan::image(device, volume, slot).await;
+    let offset = volume.geometry.slot_place(slot).bytes();
+    let image = image.map_err(|source| ScanError::Io { offset, source })?;
+    Ok(Last { summary: &summary, image: image.bytes() }.has(volume, ends.position, ends.checksum))
+}
+
+impl<P: Platform> Log<P> {
+    /// Makes sure, once, that a store that was away when the log was opened is of the same past. Until then nothing may be
+    /// put into it.
+    pub(super) async fn agree(&self) -> Result<(), String> {
+        if self.0.state.borrow().archive.agreed {
+            return Ok(());
+        }
+        let Some(store) = self.0.store.clone() else { return Ok(()) };
+        let volume = self.0.volume.clone();
+        let ends = move || {
+            Lineage::refuse_stranger(&store, &volume)?;
+            ends_of_archive(&store, &volume)
+        };
+        let ends = self.0.platform.offload(ends).await;
+        let agrees = match ends.map_err(|error| error.to_string())? {
+            None => Ok(()),
+            Some(ends) => self.agrees(&ends).await,
+        };
+        agrees.map_err(|found| match found {
+            Disagreement::Ahead { archived, position } => format!(
+                "the archive is ahead of the primary: it holds position {position} in segment {archived}: nothing more is archived; \
+                 detach, and attach again to decide"
+            ),
+            Disagreement::Differs { segment } => format!(
+                "segment {segment} in the archive is not the one on the primary: nothing more is archived; detach, and attach \
+                 again to decide"
+            ),
+        })?;
+        self.0.state.borrow_mut().archive.agreed = true;
+        Ok(())
+    }
+
+    async fn agrees(&self, ends: &ArchiveEnds) -> Result<(), Disagreement> {
+        let volume = &self.0.volume;
+        let (verdict, slot) = {
+            let state = self.0.state.borrow();
+            let last = Last { summary: state.head.summary(), image: state.head.buffer().bytes() };
+            (last.judge(volume, ends), state.table.slot_of(ends.segment))
+        };
+        match verdict {
+            Some(verdict) => verdict,
+            None => sealed_agrees(&self.0.device, volume, slot.into_iter().collect(), ends).await,
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! A store in trouble while writers go on: slow, away, full, read-only, another volume's, and well again.
+//!
+//! `SALVOL_SEED` is the first seed and `SALVOL_SEEDS` how many.
+#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
+
+mod common;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::*;
+use salvol::archive::{MemoryStore, Mood, Store};
+use salvol::format::{ArchiveAt, Block, SegmentNumber};
+use salvol::io::simulated::{Dice, Ended, SimulatedPlatform};
+use salvol::io::{Buffer, Platform};
+use salvol::log::{Archiving, Life, limits};
+use salvol::volume::{OpenOptions, Operation, Request, Volume};
+
+const SHAPE_OF_TROUBLE: Shape = Shape { slots: 30, ..SHAPE };
+
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("SALVOL_SEED").unwrap_or(0);
+    first..first + number("SALVOL_SEEDS").unwrap_or(6)
+}
+
+/// The shape, the number of archivers and the store of a seed.
+fn machine(seed: u64, rate: Option<u64>) -> (Shape, SimulatedPlatform, SimVolume, Arc<MemoryStore>, usize) {
+    let archive_at = if seed.is_multiple_of(2) { ArchiveAt::Seal } else { ArchiveAt::Inactive };
+    let threads = 1 + (seed / 2 % 3) as usize;
+    let shape = Shape { archive_at, ..SHAPE_OF_TROUBLE };
+    let platform = SimulatedPlatform::new(seed, shape.disk());
+    let store = Arc::new(MemoryStore::new());
+    let options =
+        OpenOptions { archiving: Archiving { threads, rate, ..Archiving::default() }, ..OpenOptions::default() };
+    let (machine, device, shelf) = (platform.clone(), platform.device(), Arc::clone(&store) as Arc<dyn Store>);
+    let opened = platform.block_on(async move { Volume::open(machine, device, Some(shelf), options).await });
+    (shape, platform, opened.unwrap().unwrap(), store, threads)
+}
+
+/// Looks ten times a second whether a segment counts as archived that is not in the store, and whether more segments are in memory
+/// than there may be.
+fn watch(platform: &SimulatedPlatform, volume: &SimVolume, store: &Arc<MemoryStore>, threads: usize) {
+    let (platform, volume, store) = (platform.clone(), volume.clone(), Arc::clone(store));
+    let sleeper = platform.clone();
+    platform.spawn(async move {
+        let mut known = SegmentNumber(0);
+        loop {
+            sleeper.sleep(Duration::from_millis(100)).await;
+            let through = volume.log().archive_state(|archive| archive.through);
+            if through > known {
+                let put: BTreeSet<SegmentNumber> = store.puts().iter().map(|name| name.segment).collect();
+                let mut all = known.0 + 1..=through.0;
+                assert!(all.all(|segment| put.contains(&SegmentNumber(segment))), "{through} is not archived");
+                known = through;
+            }
+            let (buffers, busy) = volume.log().look(|_, table| {
+                let infos = || table.segments().map(|(_, info)| info);
+                let buffers = infos().filter(|info| info.life != Life::Current && info.buffer.is_some()).count();
+                (buffers, infos().filter(|info| info.archiving).count())
+            });
+            assert!(buffers <= limits::SEALED_BUFFERS, "{buffers} sealed segments are in memory");
+            assert!(busy <= threads, "{busy} segments are with {threads} archivers");
+        }
+    });
+}
+
+/// Each segment was put once, and no more than the other archivers' before an older one.
+fn check_order(store: &MemoryStore, threads: usize) {
+    let puts: Vec<u64> = store.puts().iter().map(|name| name.segment.0).collect();
+    let all: BTreeSet<u64> = puts.iter().copied().collect();
+    assert_eq!(all.len(), puts.len(), "each is put once: {puts:?}");
+    assert_eq!(all, (1..=puts.len() as u64).collect(), "none is left out");
+    for (rank, segment) in puts.iter().enumerate() {
+        let older = puts[rank + 1..].iter().filter(|later| *later < segment).count();
+        assert!(older < threads, "segment {segment} went before {older} older ones: {puts:?}");
+    }
+}
+
+/// Waits until everything sealed is archived.
+fn archive_all(platform: &SimulatedPlatform, volume: &SimVolume) {
+    let idle = volume.clone();
+    assert_eq!(platform.run(|| idle.status().archive.queue == 0), Ended::Done, "{:#?}", volume.status());
+}
+
+/// What the writers got done while the store took so long for a segment.
+#[derive(Debug)]
+struct Spell {
+    /// Time for a segment with one archiver, and between two with all of them.
+    speed: Duration,
+    pace: Duration,
+    blocks: u64,
+    longest: Duration,
+    /// The longest time without a write that ended.
+    gap: Duration,
+}
+
+/// Writers write for 30 s, and 30 s before, at each speed of the store.
+fn slow_spells(seed: u64, speeds: &[Duration], writers: u64) -> (Vec<Spell>, Arc<MemoryStore>, usize) {
+    let (_, platform, volume, store, threads) = machine(seed, None);
+    watch(&platform, &volume, &store, threads);
+    // Ends of writes with their latencies.
+    let writes: Rc<RefCell<Vec<(Duration, Duration)>>> = Rc::default();
+    let over = Rc::new(Cell::new(false));
+    let left = Rc::new(Cell::new(writers));
+    for number in 0..writers {
+        let (volume, writes, over, left) = (volume.clone(), Rc::clone(&writes), Rc::clone(&over), Rc::clone(&left));
+        let clock = platform.clone();
+        platform.spawn(async move {
+            let mut dice = Dice::new(seed * 100 + number);
+            while !over.get() {
+                let first = dice.below(volume.geometry().volume_blocks - 4);
+                let before = clock.elapsed();
+                put(&volume, first..first + 4, 1 + dice.below(1000)).await;
+                let after = clock.elapsed();
+                writes.borrow_mut().push((after, after - before));
+                // A machine that makes something to write.
+                clock.sleep(Duration::from_millis(20)).await;
+            }
+            left.set(left.get() - 1);
+        });
+    }
+    let mut spells = Vec::new();
+    for speed in speeds {
+        platform.set_job_time(*speed);
+        let sleeper = platform.clone();
+        // The queue gets as long as it does at this speed.
+        platform.block_on(async move { sleeper.sleep(Duration::from_secs(30)).await }).unwrap();
+        writes.borrow_mut().clear();
+        let (sleeper, from) = (platform.clone(), platform.elapsed());
+        platform.block_on(async move { sleeper.sleep(Duration::from_secs(30)).await }).unwrap();
+        let writes = writes.borrow();
+        let ends = || writes.iter().map(|(end, _)| *end);
+        let gap = [from].into_iter().chain(ends()).zip(ends().chain([platform.elapsed()])).map(|(a, b)| b - a).max();
+        let longest = writes.iter().map(|(_, took)| *took).max();
+        spells.push(Spell {
+            speed: *speed,
+            pace: *speed / threads as u32,
+            blocks: writes.len() as u64 * 4,
+            longest: longest.unwrap(),
+            gap: gap.unwrap(),
+        });
+    }
+    over.set(true);
+    platform.set_job_time(Duration::ZERO);
+    assert_eq!(platform.run(|| left.get() == 0), Ended::Done);
+    archive_all(&platform, &volume);
+    platform.halt();
+    (spells, store, threads)
+}
+
+/// While the store is merely slow, writers get what it takes, and never stand still for as long as it takes for a segment.
+/// No write waits longer than the store takes for one segment and five times what all writers want to write: a block takes
+/// up to two and a half of log here, with copies and headers, and the last slots are given out at half of the store's speed.
+#[test]
+fn a_slow_store_slows_writers_down_smoothly() {
+    for seed in seeds() {
+        for writers in [4, 16] {
+            let speeds = [200, 600, 2000].map(Duration::from_millis);
+            let (spells, store, threads) = slow_spells(seed, &speeds, writers);
+            let what = format!("seed {seed}, {writers} writers, {threads} archivers: {spells:#?}");
+            println!("{what}");
+            check_order(&store, threads);
+            for spell in &spells {
+                let wanted = writers as f64 * 4.0 / f64::from(SHAPE.segment_blocks);
+                let bound = spell.speed.max(spell.pace.mul_f64(1.0 + 5.0 * wanted)) + Duration::from_millis(100);
+                assert!(spell.longest < bound, "{bound:?}: {what}");
+                assert!(spell.gap < spell.speed, "{what}");
+            }
+            for (faster, slower) in spells.iter().zip(&spells[1..]) {
+                let share = |spell: &Spell| spell.blocks as f64 * spell.pace.as_secs_f64();
+                assert!((0.6..1.6).contains(&(share(slower) / share(faster))), "{what}");
+            }
+        }
+    }
+}
+
+/// Whatever the store's trouble, writers go on while there are slots, then wait; reads, flushes and synch points go on, and
+/// when it is over everything is archived, in order, and nobody was told of a failure.
+#[test]
+fn a_store_in_trouble_fails_nobody_and_is_forgiven() {
+    let troubles = [
+        (Mood::Absent, "away"),
+        (Mood::ReadOnly, "read-only"),
+        (Mood::Full(0), "full"),
+        (Mood::Wrong, "another volume"),
+    ];
+    for seed in seeds() {
+        for (mood, word) in troubles.clone() {
+            trouble(seed, mood, word);
+        }
+    }
+}
+
+async fn patiently<T>(platform: &SimulatedPlatform, what: &str, action: impl Future<Output = T>) -> T {
+    let before = platform.elapsed();
+    let value = action.await;
+    let took = platform.elapsed() - before;
+    assert!(took < Duration::from_secs(1), "{what} took {took:?} while writers wait");
+    value
+}
+
+fn trouble(seed: u64, mood: Mood, word: &'static str) {
+    let (_, platform, volume, store, threads) = machine(seed, None);
+    watch(&platform, &volume, &store, threads);
+    platform.set_job_time(Duration::from_millis(5));
+    let model = Rc::new(Model::default());
+    let seen = Rc::new(Cell::new(false));
+    let (clock, observed, shelf, done) = (platform.clone(), volume.clone(), Arc::clone(&store), Rc::clone(&seen));
+    platform.spawn(async move {
+        let volume = observed;
+        clock.sleep(Duration::from_millis(500)).await;
+        let before = volume.counters_of_users();
+        shelf.set_mood(mood);
+        while volume.status().state != "waiting" {
+            clock.sleep(Duration::from_millis(100)).await;
+        }
+        // What is left of the last segment fills up.
+        clock.sleep(Duration::from_secs(60)).await;
+        let stuck = volume.counters_of_users();
+        assert!(stuck > before, "writers went on for a while");
+        for block in 0..8 {
+            patiently(&clock, "a read", get(&volume, block * 20)).await.unwrap();
+        }
+        let empty = Buffer::new(0).unwrap();
+        let request = Request { operation: Operation::Flush, block: Block(0), blocks: 0, buffer: empty };
+        patiently(&clock, "a flush", volume.serve(&request)).await.unwrap();
+        patiently(&clock, "synch", volume.synch("while it waits".to_owned(), String::new())).await.unwrap();
+        clock.sleep(Duration::from_secs(60)).await;
+        assert_eq!(volume.counters_of_users(), stuck, "writers wait");
+        let status = volume.status().archive;
+        assert!(status.error.as_ref().unwrap().contains(word), "{status:?}");
+        assert!(status.error_since.is_some() && status.error_seconds.unwrap() > 120.0, "{status:?}");
+        assert!(status.queue > 0 && status.lag_seconds > 120.0 && status.threads == threads as u64, "{status:?}");
+        shelf.set_mood(Mood::Well);
+        done.set(true);
+    });
+    let mix = Mix { trims: 0, synchs: 0, ..Mix::default() };
+    let ended = hammer(&platform, &volume, &model, seed, 6, 1200, mix);
+    assert_eq!(ended, Ended::Done, "seed {seed} {word} {:#?}", volume.status());
+    assert!(seen.get(), "seed {seed}: the users were done before the store was well again: they did not wait");
+    let check = volume.clone();
+    let found = platform.block_on(async move { read_all(&check).await.unwrap() }).unwrap();
+    assert_eq!(found, model.state(), "seed {seed} {word}");
+    archive_all(&platform, &volume);
+    let status = volume.status().archive;
+    assert_eq!((status.error, status.error_since, status.error_seconds), (None, None, None));
+    check_order(&store, threads);
+    platform.halt();
+}
+
+trait Written {
+    fn counters_of_users(&self) -> u64;
+}
+
+impl Written for SimVolume {
+    fn counters_of_users(&self) -> u64 {
+        self.log().counters().user_blocks
+    }
+}
+
+/// The store is given no more bytes than the rate allows, and segments go one by one.
+#[test]
+fn the_rate_is_kept() {
+    for seed in seeds() {
+        let rate = 200_000;
+        let (_, platform, volume, store, threads) = machine(seed, Some(rate));
+        watch(&platform, &volume, &store, threads);
+        let started = platform.elapsed();
+        let model = Rc::new(Model::default());
+        assert_eq!(hammer(&platform, &volume, &model, seed, 4, 1000, Mix::default()), Ended::Done, "seed {seed}");
+        archive_all(&platform, &volume);
+        let (put, took) = (volume.status().bytes_archived, (platform.elapsed() - started).as_secs_f64());
+        // The first objects of each archiver go before anything is known of their size.
+        let first = threads as u64 * volume.geometry().segment_bytes() as u64;
+        assert!(put.saturating_sub(first) as f64 <= took * rate as f64, "seed {seed}: {put} bytes in {took} s");
+        assert_eq!(volume.status().archive.rate_limit, Some(rate));
+        check_order(&store, threads);
+        platform.halt();
+    }
+}
