@@ -10,7 +10,7 @@ help: ## this list
 demo: ## see it work: a database, a killed daemon, a lost disk, and every byte back (5 minutes)
 	@scripts/demo
 
-test: ## all tests, the real block device included (10 minutes; ALL=1 adds PostgreSQL and XFS)
+test: ## all tests, the real block device included (15 minutes; ALL=1 adds PostgreSQL and XFS)
 	@scripts/test $(if $(ALL),--all)
 
 check: ## format, lints and cargo's own tests, no kernel needed

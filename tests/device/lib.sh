@@ -1,7 +1,7 @@
 # The device tests' own words. Each test is a story that runs in a guest (or on a host with ublk), as root, with
 #   SALVOL   the program               PRIMARY  the primary: a disk of the guest, or a file
 #   WORK     an empty directory, a host's file system under UML     STORE  a directory for the archive, not yet there
-#   ARCHIVE_AT  seal or inactive       LONG     1 for the longer sizes
+#   ARCHIVE_AT  seal or inactive       LONG     1 for the longer sizes          KEEP    a prefix for files that stay, if any
 # shellcheck shell=bash
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
