@@ -41,6 +41,7 @@
 //! | module | |
 //! |---|---|
 //! | [`ublk`] | the only place that knows libublk: a kernel command becomes a request, an outcome an errno |
+//! | [`agent`] | gets an application ready for the moment of a mark, and lets go of it on every way out |
 //! | [`control`] | the socket, and the files that say what runs here |
 //! | [`history`] | synch points, the index at a point, restore, rebuild, check, dump |
 //! | [`volume`] | open, read, write, flush, discard, synch: what a block device is asked for |
@@ -50,6 +51,7 @@
 //! | [`io`] | the platform: aligned memory, io_uring, the simulated disk and clock |
 //! | [`format`] | superblock, segment, batch, summary: bytes only |
 
+pub mod agent;
 pub mod archive;
 pub mod control;
 pub mod format;

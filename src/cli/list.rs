@@ -88,6 +88,6 @@ fn state(runs: &RunDir, run: &RunFile) -> String {
 
 fn said(runs: &RunDir, run: &RunFile) -> Option<String> {
     let mut daemon = Client::connect(&runs.socket(&run.name)).ok()?;
-    daemon.set_patience(PATIENCE).ok()?;
+    daemon.set_patience(Some(PATIENCE)).ok()?;
     Some(daemon.ask(&Request::Status {}).ok()?.get("state")?.as_str()?.to_owned())
 }

@@ -1,5 +1,6 @@
 //! The commands: a file a verb. They read arguments, call the library and print; `run` turns their ends into exit codes.
 
+mod agent;
 mod attach;
 mod check;
 mod create;
@@ -14,6 +15,7 @@ mod geometry;
 mod holding;
 mod list;
 mod manual;
+mod marking;
 mod parse;
 mod points;
 mod primary;
@@ -65,6 +67,9 @@ enum Verb {
     List(list::Arguments),
     Status(status::Arguments),
     Synch(synch::Arguments),
+    Agent(agent::Arguments),
+    #[command(hide = true)]
+    FreezeHelper(marking::FreezeHelper),
     Points(points::Arguments),
     Restore(restore::Arguments),
     Check(check::Arguments),
@@ -118,6 +123,8 @@ pub(crate) fn run() -> ExitCode {
         Verb::List(arguments) => list::run(&arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Synch(arguments) => synch::run(&arguments),
+        Verb::Agent(arguments) => agent::run(&arguments, manner),
+        Verb::FreezeHelper(arguments) => marking::freeze_helper(&arguments),
         Verb::Points(arguments) => points::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),

@@ -73,6 +73,14 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     duration.ok_or_else(|| format!("{text:?} is not a duration: use 30s, 5m or 7d"))
 }
 
+/// A duration that is not nothing.
+pub(crate) fn limit(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("{text:?}: no time at all is not enough")),
+        limit => Ok(limit),
+    }
+}
+
 /// A share of the working set between 0.05 and 0.95.
 pub(crate) fn utilisation(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use salvol::control::{Request, RunDir};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Superblock};
-use salvol::volume::{ArchiveStatus, Status};
+use salvol::volume::{AgentStatus, ArchiveStatus, Status};
 
 use super::parse::{Size, Source};
 use super::primary::look;
@@ -147,7 +147,19 @@ fn print(status: &Status) {
         ("throttled", format!("{:.1} s", status.throttled_seconds)),
         ("read errors", status.read_errors.to_string()),
     ]));
+    rows.extend(status.agents.iter().map(|agent| ("agent", self::agent(agent))));
     table::print(&rows);
+}
+
+/// How an agent is doing.
+fn agent(agent: &AgentStatus) -> String {
+    let last = match (&agent.point, agent.last_success_seconds) {
+        (Some(point), Some(seconds)) => format!("{point} {seconds:.0} s ago"),
+        _ => "no point yet".to_owned(),
+    };
+    let every = if agent.every_seconds > 0.0 { format!(", every {:.0} s", agent.every_seconds) } else { String::new() };
+    let fails = agent.error.as_ref().map(|error| format!("; FAILS, {} times in a row: {error}", agent.failures));
+    format!("{}: {last}{every}{}", agent.name, fails.unwrap_or_default())
 }
 
 /// What losing the primary now would lose.

@@ -1,14 +1,22 @@
 //! `salvol synch`: marks a moment at which the application says that the blocks are consistent.
 
-use std::process::Command;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use salvol::control::{Request, RunDir, Wait};
+use salvol::agent::{self, AgentError};
+use salvol::control::{RunDir, Wait};
 use salvol::history::check_label;
 
-use super::running::{connect, find};
+use super::marking::{Marker, freezer};
+use super::parse;
+use super::running::find;
 use super::{Failure, Outcome, table};
 
 /// Mark a synch point; durable when this returns.
+///
+/// The order is: --before, freeze, mark, thaw, --after, and then, with --wait archived, waiting for the store. --after runs and the
+/// file system is thawed whatever happened. Both commands find SALVOL_NAME, SALVOL_DEVICE and SALVOL_LABEL in their environment;
+/// --after also SALVOL_POINT, SALVOL_POSITION and SALVOL_TIME, empty when no point was marked.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// NAME of the volume
@@ -19,12 +27,21 @@ pub(crate) struct Arguments {
     /// More about it, kept with it
     #[arg(long, default_value = "")]
     info: String,
+    /// Freeze the file system mounted here, which is on the volume, while the point is marked
+    #[arg(long, value_name = "MOUNTPOINT")]
+    freeze: Option<PathBuf>,
+    /// The longest that it stays frozen
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::limit, requires = "freeze")]
+    freeze_limit: Duration,
     /// Shell command that makes the application consistent; when it fails no point is marked
     #[arg(long, value_name = "CMD")]
     before: Option<String>,
     /// Shell command for afterwards; it runs whatever happened
     #[arg(long, value_name = "CMD")]
     after: Option<String>,
+    /// The longest that --before and --after may take, each; then they are killed
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse::limit)]
+    hook_limit: Duration,
     /// When to return
     #[arg(long, value_enum, default_value = "durable")]
     wait: Wait,
@@ -37,25 +54,35 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     check_label(&arguments.label).map_err(Failure::usage)?;
     let runs = RunDir::from_environment();
     let run = find(&runs, &arguments.volume)?;
-    let mut client = connect(&runs, &run)?;
-    let request = Request::Synch { label: arguments.label.clone(), info: arguments.info.clone(), wait: arguments.wait };
-    let before = arguments.before.as_deref().map_or(Ok(()), |command| shell("--before", command));
+    let mut marker = Marker::new(&runs, &run, &arguments.label, None)?;
+    let mountpoint = arguments.freeze.as_deref().map(|path| marker.may_freeze(path)).transpose()?;
+    let hook = |which: &str, command: Option<&str>, facts: &[(&str, String)]| {
+        let run = |command| agent::shell(command, facts, arguments.hook_limit);
+        command.map_or(Ok(()), run).map_err(|error| Failure::new(format_args!("{which}: {error}")))
+    };
+    let before = hook("--before", arguments.before.as_deref(), &marker.facts());
     let point = before.and_then(|()| {
-        client.ask(&request).map_err(|error| Failure::new(format_args!("{}: no point was marked: {error}", run.name)))
+        let marked = match &mountpoint {
+            None => marker.mark(&arguments.info, None).map_err(AgentError::Mark),
+            Some(path) => agent::fs(path, arguments.freeze_limit, freezer, &mut |frozen| {
+                marker.mark(
+                    if arguments.info.is_empty() { frozen } else { &arguments.info },
+                    Some(arguments.freeze_limit),
+                )
+            }),
+        };
+        marked.map_err(|error| Failure::new(error).of(&run.name))
     });
-    let after = arguments.after.as_deref().map_or(Ok(()), |command| shell("--after", command));
+    let after = hook("--after", arguments.after.as_deref(), &marker.facts());
     let point = point?;
     after?;
+    if arguments.wait == Wait::Archived {
+        marker.wait_archived(&point).map_err(|error| Failure::new(error).of(&run.name))?;
+    }
     if arguments.json {
         table::print_json(&point)?;
     } else {
-        let text = |field: &str| point.get(field).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
-        table::say!("{} at {}, log position {}", text("id"), text("time"), point.get("position").unwrap_or_default());
+        table::say!("{} at {}, log position {}", point.id, point.time, point.position);
     }
     Ok(())
-}
-
-fn shell(which: &str, command: &str) -> Outcome {
-    let status = Command::new("/bin/sh").arg("-c").arg(command).status()?;
-    if status.success() { Ok(()) } else { Err(Failure::new(format_args!("{which}: `{command}` failed: {status}"))) }
 }

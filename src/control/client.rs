@@ -38,12 +38,12 @@ impl Client {
         UnixStream::connect(path).map(|stream| Self(BufReader::new(stream))).map_err(ClientError::Connect)
     }
 
-    /// Waits for an answer no longer than this; then the daemon counts as gone.
+    /// Waits for an answer no longer than this, or for ever; then the daemon counts as gone.
     ///
     /// # Errors
     /// When the socket takes no timeout.
-    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
-        self.0.get_ref().set_read_timeout(Some(patience))
+    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.0.get_ref().set_read_timeout(patience)
     }
 
     /// Asks, and waits for the answer however long it takes.

@@ -3,6 +3,7 @@
 //! Threads of this module only pass messages: a connection of the socket puts a [`Message`] into the owner's [`Mailbox`]
 //! or an [`Order`] into the main thread's channel, and waits for the answer.
 
+mod agents;
 mod client;
 mod mailbox;
 mod process;
@@ -15,8 +16,8 @@ mod usage;
 pub use client::{Client, ClientError};
 pub use mailbox::{Mailbox, Message, attend};
 pub use process::is_running;
-pub use protocol::{LINE_BYTES_MAX, Reply, Request, Wait};
+pub use protocol::{AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
 pub use run_files::{RunDir, RunFile};
 pub use socket::{Order, Socket};
 pub use superblocks::{SuperblockError, read_superblock, wipe_superblocks};
-pub use usage::{User, users};
+pub use usage::{User, is_mounted_from, users};

@@ -1,8 +1,11 @@
-//! The language of the control socket: one JSON object a line, one line back for each.
+//! The language of the control socket: one JSON object a line, one line back for each. `docs/agents.md` is for those who
+//! write the other end.
 //!
 //! ```text
 //! {"command":"status"}                                             {"ok":{"name":"db","state":"live",...}}
 //! {"command":"synch","label":"before upgrade","wait":"durable"}    {"ok":{"id":"p42","position":1234,...}}
+//! {"command":"archived","position":1234}                           {"ok":{"position":1234}}
+//! {"command":"report","agent":{"name":"pg"},"error":"no server"}   {"ok":{}}
 //! {"command":"detach","force":false}                               {"error":"mounted at /mnt"}
 //! ```
 //!
@@ -28,11 +31,33 @@ pub enum Request {
         info: String,
         #[serde(default)]
         wait: Wait,
+        /// Who asks, when it is an agent: its successes and failures show in the status.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent: Option<AgentName>,
+    },
+    /// Answered when everything up to a position is in the store.
+    Archived {
+        position: u64,
+    },
+    /// An agent says why it could not have a point marked.
+    Report {
+        agent: AgentName,
+        error: String,
     },
     Detach {
         #[serde(default)]
         force: bool,
     },
+}
+
+/// An agent, as it calls itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentName {
+    pub name: String,
+    /// How often it means to mark; 0 when it does not say.
+    #[serde(default)]
+    pub every_ms: u64,
 }
 
 /// When a synch is answered.
@@ -89,7 +114,15 @@ mod tests {
     fn requests_are_what_the_head_of_this_file_says() {
         assert_eq!(Request::parse(br#"{"command":"status"}"#), Ok(Request::Status {}));
         let synch = Request::parse(br#"{"command":"synch","label":"x","wait":"durable"}"#);
-        assert_eq!(synch, Ok(Request::Synch { label: "x".into(), info: String::new(), wait: Wait::Durable }));
+        assert_eq!(
+            synch,
+            Ok(Request::Synch { label: "x".into(), info: String::new(), wait: Wait::Durable, agent: None })
+        );
+        let report = Request::parse(br#"{"command":"report","agent":{"name":"pg"},"error":"no server"}"#);
+        let agent = AgentName { name: "pg".into(), every_ms: 0 };
+        assert_eq!(report, Ok(Request::Report { agent, error: "no server".into() }));
+        let archived = Request::parse(br#"{"command":"archived","position":1234}"#);
+        assert_eq!(archived, Ok(Request::Archived { position: 1234 }));
         assert_eq!(Request::parse(br#"{"command":"detach","force":true}"#), Ok(Request::Detach { force: true }));
     }
 

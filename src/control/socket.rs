@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
-use super::protocol::{self, LINE_BYTES_MAX, Reply, Request, Wait};
+use super::agents::Agents;
+use super::protocol::{self, AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
 use super::{Mailbox, Message};
 use crate::format::Position;
+use crate::history::PointInfo;
 
 /// Connections at a time. Agents keep one each; more than this is somebody's mistake.
 const CONNECTIONS_MAX: usize = 32;
@@ -52,6 +54,7 @@ struct Desk {
     connections: AtomicUsize,
     /// Requests that have no reply yet.
     busy: AtomicUsize,
+    agents: Agents,
 }
 
 impl Socket {
@@ -81,8 +84,8 @@ impl Socket {
         }
         fs::set_permissions(&aside, fs::Permissions::from_mode(mode))?;
         fs::rename(&aside, path)?;
-        let desk =
-            Arc::new(Desk { mailbox, orders, device, connections: AtomicUsize::new(0), busy: AtomicUsize::new(0) });
+        let (connections, busy) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let desk = Arc::new(Desk { mailbox, orders, device, connections, busy, agents: Agents::default() });
         let its_desk = Arc::clone(&desk);
         std::thread::Builder::new().name("control".to_owned()).spawn(move || accept(&listener, &its_desk))?;
         Ok(Self { path: path.to_owned(), desk })
@@ -172,8 +175,11 @@ fn while_connected<T>(receiver: &Receiver<T>, stream: &UnixStream) -> Option<T> 
     }
 }
 
+fn gone() -> String {
+    "the volume is being detached".to_owned()
+}
+
 fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, String> {
-    let gone = || "the volume is being detached".to_owned();
     match request {
         Request::Status {} => {
             let (sender, receiver) = channel();
@@ -182,25 +188,23 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
             }
             let mut status = receiver.recv().map_err(|_| gone())?;
             status.device = Some(desk.device.clone());
+            status.agents = desk.agents.statuses();
             serde_json::to_value(status).map_err(|error| error.to_string())
         }
-        Request::Synch { label, info, wait } => {
-            let (sender, receiver) = channel();
-            if !desk.mailbox.send(Message::Synch { label, info, answer: sender }) {
-                return Err(gone());
-            }
-            let point = receiver.recv().map_err(|_| gone())??;
+        Request::Synch { label, info, wait, agent } => {
+            let point = mark(label, info, agent.as_ref(), desk)?;
             if wait == Wait::Archived {
-                let (sender, receiver) = channel();
-                let position = Position(point.position);
-                let note = |error| format!("{} is marked and durable, but not in the archive: {error}", point.id);
-                let here = Arc::new(());
-                if !desk.mailbox.send(Message::Archived { position, answer: sender, asker: Arc::downgrade(&here) }) {
-                    return Err(note(gone()));
-                }
-                while_connected(&receiver, stream).unwrap_or_else(|| Err(gone())).map_err(note)?;
+                archived(point.position, stream, desk)
+                    .map_err(|error| format!("{} is marked and durable, but not in the archive: {error}", point.id))?;
             }
             Ok(protocol::point(&point))
+        }
+        Request::Archived { position } => {
+            archived(position, stream, desk).map(|()| serde_json::json!({ "position": position }))
+        }
+        Request::Report { agent, error } => {
+            desk.agents.note(&agent, Err(&error));
+            Ok(serde_json::json!({}))
         }
         Request::Detach { force } => {
             let (sender, receiver) = channel();
@@ -209,4 +213,28 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
             Ok(serde_json::json!({ "detached": desk.device }))
         }
     }
+}
+
+/// Has a point marked, durably.
+fn mark(label: String, info: String, agent: Option<&AgentName>, desk: &Desk) -> Result<PointInfo, String> {
+    let (sender, receiver) = channel();
+    if !desk.mailbox.send(Message::Synch { label, info, answer: sender }) {
+        return Err(gone());
+    }
+    let marked = receiver.recv().unwrap_or_else(|_| Err(gone()));
+    if let Some(agent) = agent {
+        desk.agents.note(agent, marked.as_ref().map_err(String::as_str));
+    }
+    marked
+}
+
+/// Waits until everything up to `position` is in the store.
+fn archived(position: u64, stream: &UnixStream, desk: &Desk) -> Result<(), String> {
+    let (sender, receiver) = channel();
+    let here = Arc::new(());
+    let (position, asker) = (Position(position), Arc::downgrade(&here));
+    if !desk.mailbox.send(Message::Archived { position, answer: sender, asker }) {
+        return Err(gone());
+    }
+    while_connected(&receiver, stream).unwrap_or_else(|| Err(gone()))
 }

@@ -32,15 +32,9 @@ impl fmt::Display for User {
 
 /// Everyone who uses `device` or one of its partitions, as far as this process may see.
 pub fn users(device: &Path) -> Vec<User> {
-    let Some(name) = device.file_name().and_then(|name| name.to_str()) else { return Vec::new() };
-    let disk = Path::new("/sys/class/block").join(name);
-    let mut parts = vec![disk.clone()];
-    let entries = fs::read_dir(&disk).into_iter().flatten().flatten().map(|entry| entry.path());
-    parts.extend(entries.filter(|path| path.join("partition").exists()));
-    let numbers: BTreeSet<String> =
-        parts.iter().filter_map(|part| Some(fs::read_to_string(part.join("dev")).ok()?.trim().to_owned())).collect();
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut users: Vec<User> = mounts(&mountinfo, &numbers).into_iter().map(User::Mount).collect();
+    let parts = parts(device);
+    let numbers = numbers(&parts);
+    let mut users: Vec<User> = mounts(&mountinfo(), &numbers).into_iter().map(User::Mount).collect();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     users.extend(swaps.lines().filter_map(|line| line.split_whitespace().next()).filter_map(|path| {
         number_of(Path::new(path)).is_some_and(|number| numbers.contains(&number)).then_some(User::Swap)
@@ -53,13 +47,53 @@ pub fn users(device: &Path) -> Vec<User> {
     users
 }
 
+/// Devices on top of devices that are looked through: a volume group, an encrypted disk in it, and so on.
+const LAYERS_MAX: usize = 8;
+
+/// Whether `path` is where a file system is mounted that is on `device`: on the device itself, a partition of it, or what
+/// device-mapper or md made of these.
+pub fn is_mounted_from(path: &Path, device: &Path) -> bool {
+    let mut layer = parts(device);
+    for _ in 0..LAYERS_MAX {
+        if mounts(&mountinfo(), &numbers(&layer)).iter().any(|point| point == path) {
+            return true;
+        }
+        let above = layer.iter().flat_map(|part| fs::read_dir(part.join("holders")).into_iter().flatten().flatten());
+        layer = above.flat_map(|holder| parts(Path::new(&holder.file_name()))).collect();
+    }
+    false
+}
+
+fn mountinfo() -> String {
+    fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// Where sysfs has the device and its partitions.
+fn parts(device: &Path) -> Vec<PathBuf> {
+    let Some(name) = device.file_name() else { return Vec::new() };
+    let disk = Path::new("/sys/class/block").join(name);
+    let entries = fs::read_dir(&disk).into_iter().flatten().flatten().map(|entry| entry.path());
+    let partitions: Vec<PathBuf> = entries.filter(|path| path.join("partition").exists()).collect();
+    [vec![disk], partitions].concat()
+}
+
+/// Their `MAJOR:MINOR`.
+fn numbers(parts: &[PathBuf]) -> BTreeSet<String> {
+    parts.iter().filter_map(|part| Some(fs::read_to_string(part.join("dev")).ok()?.trim().to_owned())).collect()
+}
+
 /// The mount points in `mountinfo` of devices with these `MAJOR:MINOR`.
 fn mounts(mountinfo: &str, numbers: &BTreeSet<String>) -> Vec<PathBuf> {
     let mount = |line: &str| {
         let mut fields = line.split(' ');
         let number = fields.nth(2)?;
         let point = fields.nth(1)?;
-        numbers.contains(number).then(|| PathBuf::from(unescape(point)))
+        // Some file systems, btrfs among them, have a number of their own: then the source says which device it is.
+        let source = || line.split_once(" - ")?.1.split(' ').nth(1).map(unescape);
+        let ours = numbers.contains(number)
+            || number.starts_with("0:")
+                && source().and_then(|source| number_of(Path::new(&source))).is_some_and(|it| numbers.contains(&it));
+        ours.then(|| PathBuf::from(unescape(point)))
     };
     mountinfo.lines().filter_map(mount).collect()
 }

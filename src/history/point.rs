@@ -3,7 +3,7 @@
 //! A point is restorable when every segment that its scan needs is there, in one chain: on the primary, in the archive,
 //! or some here and some there.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::scan::oldest_needed;
 use super::source::Summaries;
@@ -36,7 +36,7 @@ pub fn check_label(label: &str) -> Result<(), String> {
 }
 
 /// What a moment is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
     /// A synch point: the application said so.
@@ -46,7 +46,7 @@ pub enum Consistency {
 }
 
 /// Where the segments of a point are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Whereabouts {
     /// All on the primary.
@@ -60,7 +60,7 @@ pub enum Whereabouts {
 }
 
 /// A synch point that can be restored, as `salvol points --json` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PointInfo {
     pub id: String,
     pub label: String,

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 pub use open::{OpenError, OpenOptions};
 pub use request::{Operation, Request, RequestError};
-pub use status::{ArchiveStatus, SegmentCounts, Status};
+pub use status::{AgentStatus, ArchiveStatus, SegmentCounts, Status};
 
 use crate::format::{Block, Geometry, Position, Superblock, SynchMark};
 use crate::io::Platform;

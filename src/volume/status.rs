@@ -56,6 +56,21 @@ pub struct ArchiveStatus {
     pub rate_limit: Option<u64>,
 }
 
+/// An agent that has asked for points since the volume was attached.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    pub name: String,
+    /// How often it means to mark a point; 0 when it does not say.
+    pub every_seconds: f64,
+    /// Its last point, when that was marked, RFC 3339, and how long ago; none when none was.
+    pub point: Option<String>,
+    pub last_success: Option<String>,
+    pub last_success_seconds: Option<f64>,
+    /// Why it has marked none since, and how often it failed in a row.
+    pub error: Option<String>,
+    pub failures: u64,
+}
+
 /// A volume at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -99,6 +114,8 @@ pub struct Status {
     pub user_blocks: u64,
     pub copied_blocks: u64,
     pub overhead_blocks: u64,
+    #[serde(default)]
+    pub agents: Vec<AgentStatus>,
 }
 
 impl<P: Platform> Volume<P> {
@@ -149,6 +166,7 @@ impl<P: Platform> Volume<P> {
             user_blocks: counters.user_blocks,
             copied_blocks: counters.copied_blocks,
             overhead_blocks: counters.overhead_blocks,
+            agents: Vec::new(),
         }
     }
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# test: PostgreSQL with checksums runs pgbench on the volume, loses its daemon once, and pg_amcheck finds nothing
+# test: PostgreSQL with checksums runs pgbench beside its agent, loses its daemon once, and pg_amcheck finds nothing, nor in points restored
 # limit: 420
 # needs: postgres
 # run-all: ARCHIVE_AT=seal
@@ -36,8 +36,15 @@ as_postgres initdb -k -A trust -D $data >/dev/null
 start_server
 as_postgres createdb bench
 as_postgres pgbench -q -i -s 15 bench 2>/dev/null
+"$SALVOL" agent vol postgres "host=/run/postgres-socket user=postgres dbname=bench" --every 5s --label pg >"$WORK/agent" 2>"$WORK/agent.log" &
+agent=$!
 as_postgres pgbench -c 8 -j 2 -T 40 bench >"$WORK/pgbench.log" 2>&1 || { cat "$WORK/pgbench.log"; fail "pgbench failed"; }
 say "  $(grep '^tps' "$WORK/pgbench.log")"
+kill $agent
+wait $agent 2>/dev/null || true
+marked=$(grep -c 'wal=.*system=.*version=' "$WORK/agent") || fail "the agent marked nothing: $(cat "$WORK/agent.log")"
+say "  the agent marked $marked points in 40 s; the last: $(tail -n 1 "$WORK/agent")"
+((marked >= 7)) || fail "the agent was to mark every 5 s: $(cat "$WORK/agent" "$WORK/agent.log")"
 check_database "after pgbench"
 
 # The daemon dies under load: PostgreSQL may wait, it may not notice.
