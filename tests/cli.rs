@@ -243,6 +243,64 @@ fn a_primary_that_somebody_holds_is_busy() {
 }
 
 #[test]
+fn destroying_wipes_superblocks_and_nothing_else() {
+    let scratch = Scratch::new();
+    scratch.create("./v.img");
+    let path = scratch.path("v.img");
+    // As after an image was restored over the volume: the copy at the end is left of it.
+    overwrite(&path, 0, &[0xab; 4096]);
+    scratch.salvol(&["destroy", "./v.img", "--force"]).ok();
+    assert!(fs::read(&path).expect("read")[..4096] == [0xab; 4096], "the image has lost its first block");
+    scratch.salvol(&["status", "./v.img"]).fails(1, &["not a salvol volume"]);
+}
+
+#[test]
+fn what_could_not_be_made_is_not_removed() {
+    let scratch = Scratch::new();
+    let link = scratch.path("link.img");
+    std::os::unix::fs::symlink("/not/mounted/vol.img", &link).expect("made");
+    scratch.salvol(&["create", "./link.img", "--size", "32M", "--backing", "none"]).fails(1, &["File exists"]);
+    assert!(link.is_symlink());
+}
+
+#[test]
+fn a_device_that_is_not_there_does_not_become_a_file() {
+    let scratch = Scratch::new();
+    let device = "/dev/salvol-no-such-device";
+    scratch.salvol(&["create", device, "--size", "32M", "--backing", "none"]).fails(1, &["no such device"]);
+    scratch.create("./v.img");
+    scratch.salvol(&["restore", "./v.img", "--at", "1", "--to", device]).fails(1, &["no such device"]);
+    scratch.salvol(&["rebuild", device, "--from", "dir:nowhere"]).fails(1, &["no such device"]);
+    assert!(!Path::new(device).exists());
+}
+
+#[test]
+fn a_primary_is_readable_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    scratch.create("./v.img");
+    let mode = fs::metadata(scratch.path("v.img")).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn what_is_found_is_the_exit_code_whoever_reads_the_output() {
+    let scratch = Scratch::new();
+    scratch.salvol(&["create", "./v.img", "--size", "32M", "--backing", "dir:store"]).ok();
+    overwrite(&scratch.path("v.img"), 0, &[0; 4096]);
+    let closed = |arguments: &[&str]| {
+        let mut command = scratch.command(arguments);
+        // Nobody holds the other ends.
+        let pipe = || std::io::pipe().expect("a pipe").1;
+        command.stdout(pipe()).stderr(pipe());
+        command.status().expect("runs").code()
+    };
+    let open = scratch.salvol(&["verify", "./v.img"]);
+    assert_eq!((open.code, closed(&["verify", "./v.img"])), (3, Some(3)), "{}{}", open.stdout, open.stderr);
+    assert_eq!(closed(&["status", "./nothing.img"]), Some(1));
+}
+
+#[test]
 fn what_is_no_volume_is_not_destroyed() {
     let scratch = Scratch::new();
     let path = scratch.path("precious");

@@ -9,7 +9,7 @@ use salvol::io::{Bench, Platform, Primary};
 use salvol::log::scan::write_superblock;
 use serde_json::json;
 
-use super::file::{has_holes, make_file, sync_directory, warn_of_copy_on_write, write_through};
+use super::file::{has_holes, in_new_file, refuse_device_name, sync_directory, warn_of_file_system, write_through};
 use super::geometry::{Plan, Wish, solve};
 use super::holding::{refuse_what_it_holds, refuse_what_the_store_holds};
 use super::parse::{self, Size};
@@ -75,6 +75,7 @@ enum When {
 
 pub(crate) fn run(arguments: Arguments, manner: Manner) -> Outcome {
     let path = canonical(&arguments.primary);
+    refuse_device_name(&path)?;
     let name = name(&arguments, &path)?;
     let spec = Spec::parse(&arguments.backing)?;
     if arguments.backing_size.is_some() && !matches!(spec, Spec::File(_)) {
@@ -125,14 +126,11 @@ impl Creation {
         if self.arguments.dry_run {
             return self.report(None);
         }
-        warn_of_copy_on_write(&self.path, self.manner);
+        warn_of_file_system(&self.path, self.manner);
         let bytes = self.plan.geometry.primary_blocks * BLOCK_BYTES as u64;
         let uuid = match primary {
             Some(bench) => self.write(&bench)?,
-            None => make_file(&self.path, bytes, ROOM).and_then(|bench| self.write(&bench)).inspect_err(|_| {
-                // Half a file would be taken for a primary by the next try.
-                let _ = std::fs::remove_file(&self.path);
-            })?,
+            None => in_new_file(&self.path, bytes, ROOM, |bench| self.write(bench))?,
         };
         self.report(Some(uuid))
     }

@@ -232,8 +232,11 @@ impl Daemon {
         if !force && let Some(users) = used_for_long(&live.path()) {
             return Err(format!("in use: {users}; --force detaches all the same"));
         }
-        if force && let Some(users) = used_by(&live.path()) {
-            log::warn!("{}: detached by force while {users}", self.name);
+        if force {
+            if let Some(users) = used_by(&live.path()) {
+                log::warn!("{}: detached by force while {users}", self.name);
+            }
+            // Also when nobody is seen: somebody in another name space may wait.
             self.mailbox.send(Message::FailWaiting);
         }
         live.stop().map_err(|error| error.to_string())

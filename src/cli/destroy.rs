@@ -9,7 +9,7 @@ use salvol::format::BLOCK_BYTES;
 use salvol::io::{Bench, Device, Primary};
 
 use super::primary::{canonical, superblock};
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, table};
 
 /// Wipe the superblocks of a volume, so that PRIMARY is free; its archive stays.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
             return Err(Failure::from(error).of(path.display()));
         }
         Err(error) if arguments.force => {
-            eprintln!("salvol: {}: {error}; wiped as told", path.display());
+            table::aside!("{}: {error}; wiped as told", path.display());
             ("what is left of the volume".to_owned(), bench.device.bytes() - BLOCK_BYTES as u64)
         }
         Err(error) => return Err(Failure::from(error).of(path.display())),

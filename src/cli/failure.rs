@@ -61,7 +61,7 @@ impl Failure {
     /// Prints the error, one line first, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         for line in self.to_string().lines() {
-            eprintln!("salvol: {}", table::plain(line));
+            table::aside!("{}", table::plain(line));
         }
         ExitCode::from(self.code)
     }

@@ -2,7 +2,7 @@
 //! of the flush rate later.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,26 +11,48 @@ use nix::sys::statfs::{self, FsType};
 use salvol::io::{Bench, Buffer, Device, Primary};
 
 use super::parse::Size;
-use super::{Failure, Manner};
+use super::{Failure, Manner, Outcome};
 
 /// Bytes of one write while a file is written through.
 const FILL_BYTES: usize = 4 << 20;
 
-/// Allocates a file of `bytes`, and opens it as a primary. `advice` is for a file system without the room.
-pub(super) fn make_file(path: &Path, bytes: u64, advice: &str) -> Result<Bench, Failure> {
+/// Allocates a file of `bytes`, opens it as a primary, and has `work` done on it; when that fails the file goes again, since half of
+/// one would be taken for a primary by the next try. `advice` is for a file system without the room.
+pub(super) fn in_new_file<T>(
+    path: &Path,
+    bytes: u64,
+    advice: &str,
+    work: impl FnOnce(&Bench) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let failed = |error: std::io::Error| Failure::new(format_args!("{}: {error}", path.display()));
-    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
-    let length = i64::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
-    nix::fcntl::posix_fallocate(&file, 0, length).map_err(|error| match error {
-        nix::errno::Errno::ENOSPC => Failure::new(format_args!(
-            "{}: its file system has no room for a primary of {}{advice}",
-            path.display(),
-            Size(bytes)
-        )),
-        error => failed(error.into()),
-    })?;
-    drop(file);
-    Ok(Bench::new(Primary::own(path, Duration::ZERO)?)?)
+    // The key of the volume and all its data are in it.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    let made = || {
+        let length = i64::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
+        nix::fcntl::posix_fallocate(&file, 0, length).map_err(|error| match error {
+            nix::errno::Errno::ENOSPC => Failure::new(format_args!(
+                "{}: its file system has no room for a primary of {}{advice}",
+                path.display(),
+                Size(bytes)
+            )),
+            error => failed(error.into()),
+        })?;
+        drop(file);
+        work(&Bench::new(Primary::own(path, Duration::ZERO)?)?)
+    };
+    made().inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+/// Refuses to make a file where a device was meant: it would be one in memory.
+pub(super) fn refuse_device_name(path: &Path) -> Outcome {
+    let directory = path.parent().map(super::primary::canonical).unwrap_or_default();
+    let among_devices = directory.starts_with("/dev") && !directory.starts_with("/dev/shm");
+    if among_devices && !path.exists() {
+        return Err(Failure::new(format_args!("{}: there is no such device", path.display())));
+    }
+    Ok(())
 }
 
 /// Whether a file has holes or extents that were never written; both cost a quarter of the flush rate later. Extents
@@ -73,13 +95,17 @@ pub(super) fn sync_directory(path: &Path) {
     }
 }
 
-/// Says when the file system copies on write.
-pub(super) fn warn_of_copy_on_write(path: &Path, manner: Manner) {
+/// Says when the file system is not one for a primary: it copies on write, or is gone with the machine.
+pub(super) fn warn_of_file_system(path: &Path, manner: Manner) {
+    const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
     const COPY_ON_WRITE: [(i64, &str); 3] = [(0x9123_683e, "btrfs"), (0x2fc1_2fc1, "ZFS"), (0xca45_1a4e, "bcachefs")];
     let directory = if path.exists() { path } else { path.parent().unwrap_or(path) };
     let Ok(found) = statfs::statfs(directory) else { return };
     if path.exists() && !path.is_file() {
         return;
+    }
+    if IN_MEMORY.iter().any(|magic| FsType(*magic) == found.filesystem_type()) {
+        manner.note(format_args!("{}: a file in memory, which is gone when the machine stops", path.display()));
     }
     if let Some((_, name)) = COPY_ON_WRITE.iter().find(|(magic, _)| FsType(*magic) == found.filesystem_type()) {
         manner.note(format_args!(

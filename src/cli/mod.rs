@@ -91,7 +91,7 @@ impl Manner {
     /// Says something for a person, on stderr, so that a script's stdout holds results only.
     pub(crate) fn note(self, text: impl std::fmt::Display) {
         if !self.quiet {
-            eprintln!("salvol: {text}");
+            table::aside!("{text}");
         }
     }
 

@@ -10,7 +10,7 @@ use salvol::history::{Progress, RebuildOptions, RebuildPlan, RebuildReport, Sour
 use salvol::io::{Bench, OwnRing, Platform, Primary, UringPlatform};
 use serde_json::json;
 
-use super::file::{has_holes, make_file, sync_directory, warn_of_copy_on_write, write_through};
+use super::file::{has_holes, in_new_file, refuse_device_name, sync_directory, warn_of_file_system, write_through};
 use super::holding::refuse_what_it_holds;
 use super::parse::{self, Size};
 use super::points::failure;
@@ -48,6 +48,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
     let path = canonical(&arguments.primary);
+    refuse_device_name(&path)?;
     let spec = Spec::parse(&arguments.from).map_err(Failure::usage)?;
     if spec == Spec::None {
         return Err(Failure::usage("--from none: a volume without an archive cannot be rebuilt; give the SPEC of one"));
@@ -66,17 +67,14 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
     if arguments.dry_run {
         return report(arguments, &path, need, &plan.report());
     }
-    warn_of_copy_on_write(&path, manner);
+    warn_of_file_system(&path, manner);
     let written = match primary {
         Some(bench) => write(&path, &bench, plan, manner)?,
-        None => make_file(&path, need, "").and_then(|bench| write(&path, &bench, plan, manner)).inspect_err(|_| {
-            // Half a file would be taken for a primary by the next try.
-            let _ = std::fs::remove_file(&path);
-        })?,
+        None => in_new_file(&path, need, "", |bench| write(&path, bench, plan, manner))?,
     };
     report(arguments, &path, need, &written)?;
     for damage in written.damaged.iter().take(NAMED_MAX) {
-        eprintln!("salvol: {damage}");
+        table::aside!("{damage}");
     }
     match written.damaged.len() {
         0 => Ok(()),

@@ -10,6 +10,7 @@ use salvol::control::RunDir;
 use salvol::format::Superblock;
 use salvol::history::{Interrupt, Progress, RestoreOptions, RestoreReport, restore_with};
 
+use super::file::refuse_device_name;
 use super::parse::Size;
 use super::points::{failure, open};
 use super::{Failure, Outcome, table};
@@ -41,6 +42,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    refuse_device_name(&arguments.to)?;
     let stop = Arc::new(Interrupt::default());
     stop_on_signals(&stop)?;
     let source = open(&arguments.source)?;
@@ -49,7 +51,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     // With --quiet only errors are logged.
     let quiet = !log::log_enabled!(log::Level::Warn);
     if !quiet {
-        eprintln!("salvol: restoring {moment}");
+        table::aside!("restoring {moment}");
     }
     let draws = !quiet && std::io::stderr().is_terminal();
     let progress = if draws { Progress::bar() } else { Progress::none() };
@@ -67,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         print(&report, &arguments.to);
     }
     for damage in report.damaged.iter().take(NAMED_MAX) {
-        eprintln!("salvol: {damage}");
+        table::aside!("{damage}");
     }
     match report.damaged.len() {
         0 => Ok(()),

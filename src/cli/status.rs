@@ -39,10 +39,10 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         } else {
             print(&status);
         }
-        if !arguments.watch {
+        if !arguments.watch || table::is_closed() {
             return Ok(());
         }
-        std::io::stdout().flush()?;
+        let _ = std::io::stdout().flush();
         std::thread::sleep(Duration::from_secs(1));
     }
 }

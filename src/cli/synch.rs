@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
 use salvol::agent::{self, AgentError};
 use salvol::control::{RunDir, Wait};
 use salvol::history::check_label;
@@ -39,7 +40,7 @@ pub(crate) struct Arguments {
     /// Shell command for afterwards; it runs whatever happened
     #[arg(long, value_name = "CMD")]
     after: Option<String>,
-    /// The longest that --before and --after may take, each; then they are killed
+    /// The longest that --before, --after, and with --after the mark, may take, each; commands are killed then
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse::limit)]
     hook_limit: Duration,
     /// When to return
@@ -60,10 +61,18 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         let run = |command| agent::shell(command, facts, arguments.hook_limit);
         command.map_or(Ok(()), run).map_err(|error| Failure::new(format_args!("{which}: {error}")))
     };
+    // Signals that would end this wait until the application is let go of, which takes no longer than the limits.
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    if arguments.after.is_some() {
+        signals.thread_block()?;
+    }
     let before = hook("--before", arguments.before.as_deref(), &marker.facts());
     let point = before.and_then(|()| {
         let marked = match &mountpoint {
-            None => marker.mark(&arguments.info, None).map_err(AgentError::Mark),
+            None => {
+                let patience = arguments.after.is_some().then_some(arguments.hook_limit);
+                marker.mark(&arguments.info, patience).map_err(AgentError::Mark)
+            }
             Some(path) => agent::fs(path, arguments.freeze_limit, freezer, &mut |frozen| {
                 marker.mark(
                     if arguments.info.is_empty() { frozen } else { &arguments.info },
@@ -74,6 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         marked.map_err(|error| Failure::new(error).of(&run.name))
     });
     let after = hook("--after", arguments.after.as_deref(), &marker.facts());
+    signals.thread_unblock()?;
     let point = point?;
     after?;
     if arguments.wait == Wait::Archived {

@@ -1,14 +1,36 @@
-//! Text on standard output.
+//! Text on standard output and standard error.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Prints a line on standard output. Whoever closes the pipe has read enough: that ends the command, quietly.
+/// Whoever read standard output has read enough.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Prints a line on standard output. When whoever reads it has gone, nothing more is printed; what the command finds is
+/// still its exit code, so that `verify | head` does not hide damage.
 pub(crate) fn line(text: std::fmt::Arguments<'_>) {
-    let mut stdout = std::io::stdout();
-    if let Err(error) = stdout.write_fmt(text).and_then(|()| stdout.write_all(b"\n")) {
-        let code = if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { 1 };
-        std::process::exit(code);
+    if is_closed() {
+        return;
     }
+    let mut stdout = std::io::stdout();
+    match stdout.write_fmt(text).and_then(|()| stdout.write_all(b"\n")) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => CLOSED.store(true, Ordering::Relaxed),
+        Err(error) => {
+            say_aside(format_args!("standard output: {error}"));
+            std::process::exit(1);
+        }
+        Ok(()) => {}
+    }
+}
+
+/// Whether nobody reads standard output any more: commands that only print end then.
+pub(crate) fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
+/// Prints a line for a person on standard error, if anybody reads it.
+pub(crate) fn say_aside(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "salvol: {text}");
 }
 
 /// `println!` that survives a closed pipe.
@@ -16,6 +38,12 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::cli::table::line(format_args!($($text)*)) };
 }
 pub(crate) use say;
+
+/// `eprintln!` that survives a closed pipe, and says who speaks.
+macro_rules! aside {
+    ($($text:tt)*) => { $crate::cli::table::say_aside(format_args!($($text)*)) };
+}
+pub(crate) use aside;
 
 /// `text` in one line, its control characters spelt out: what a label or a SPEC says must not steer the terminal.
 pub(crate) fn plain(text: &str) -> String {

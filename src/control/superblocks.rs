@@ -49,13 +49,19 @@ pub async fn read_superblock(device: &impl Device) -> Result<Superblock, Superbl
     Ok(superblock)
 }
 
-/// Overwrites both copies of the superblock with zeros, durably: the volume is gone.
+/// Overwrites the copies of the superblock that are there with zeros, durably: the volume is gone. A block that is no
+/// superblock is somebody's data: an image that was restored over the volume, say.
 ///
 /// # Errors
 /// The I/O error.
 pub async fn wipe_superblocks(device: &impl Device, copy_at: u64) -> io::Result<()> {
-    let zeros = Buffer::new(BLOCK_BYTES)?;
-    device.write(0, zeros.clone()).await?;
-    device.write(copy_at, zeros).await?;
+    let block = Buffer::new(BLOCK_BYTES)?;
+    for place in [0, copy_at] {
+        let read = device.read(place, block.clone()).await;
+        if read.is_err() || !matches!(Superblock::parse(block.bytes()), Err(FormatError::Magic { .. })) {
+            block.zero();
+            device.write(place, block.clone()).await?;
+        }
+    }
     device.flush().await
 }

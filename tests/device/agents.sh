@@ -127,6 +127,13 @@ points_before=$("$SALVOL" points vol --json | jq '.points | length')
 expect_failure 'before.*within 300ms' "$SALVOL" synch vol --before 'sleep 60' --hook-limit 300ms --after "touch $WORK/after-anyway"
 expect_failure 'before.*exit status: 7' "$SALVOL" synch vol --before 'exit 7'
 [[ -e $WORK/after-anyway ]] || fail "--after did not run"
+points_before=$((points_before + 1))
+"$SALVOL" synch vol --before 'sleep 1' --after "touch $WORK/after-signal" >/dev/null 2>&1 &
+marker=$!
+sleep 0.3
+kill -TERM $marker
+! wait $marker 2>/dev/null || fail "a signal was lost"
+[[ -e $WORK/after-signal ]] || fail "--after did not run because of a signal"
 [[ $("$SALVOL" points vol --json | jq '.points | length') == "$points_before" ]] || fail "a point was marked although --before failed"
 
 say "an agent that runs a command, and what the status says of it when that fails"
