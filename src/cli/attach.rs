@@ -15,13 +15,29 @@ use super::daemon::{self, Ready};
 use super::parse::{self, Size};
 use super::primary::{canonical, look};
 use super::running::{Life, clean, settled};
-use super::{Failure, Manner, Outcome, table};
+use super::{Failure, Manner, Outcome, past, table};
 
 /// Make the volume on PRIMARY a block device; prints its path when it can be used.
+///
+/// With --at, a volume as it was becomes a second device, called NAME@POINT: read-only, or, with --writable, to be written to. The
+/// volume itself goes on meanwhile. SOURCE is then a running volume's NAME, a PRIMARY, or a SPEC when the primary is gone.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Arguments {
-    /// A block device or a file that `salvol create` made a volume
+    /// A block device or a file that `salvol create` made a volume; with --at also a NAME or a SPEC
+    #[arg(value_name = "PRIMARY|SOURCE")]
     pub(crate) primary: PathBuf,
+    /// The volume as it was: a point's id (p42), its label, `latest`, an RFC 3339 time, or a log position
+    #[arg(long, value_name = "POINT", conflicts_with_all = ["accept_loss", "read_only", "archive_threads", "archive_rate"])]
+    pub(crate) at: Option<String>,
+    /// Take writes, which the volume never sees; they are discarded at detach
+    #[arg(long, requires = "at")]
+    pub(crate) writable: bool,
+    /// Keep what is written in FILE, for a later attach at the same point
+    #[arg(long, value_name = "FILE", requires = "writable")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// What the view is called, from the process that found the point
+    #[arg(long, hide = true, requires = "at", value_name = "NAME")]
+    pub(crate) view: Option<String>,
     /// The device's number: N of /dev/ublkbN [default: the first free one]
     #[arg(long, value_name = "N")]
     pub(crate) id: Option<u32>,
@@ -61,6 +77,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(mut arguments: Arguments, manner: Manner) -> Outcome {
+    if arguments.at.is_some() {
+        return past::run(arguments, manner);
+    }
     arguments.primary = canonical(&arguments.primary);
     if arguments.background_child {
         return daemon::background(&arguments);
@@ -77,7 +96,7 @@ pub(crate) fn run(mut arguments: Arguments, manner: Manner) -> Outcome {
 fn prepare(arguments: &Arguments) -> Result<Superblock, Failure> {
     let runs = RunDir::from_environment();
     let all = runs.all();
-    if let Some(run) = all.iter().find(|run| run.primary == arguments.primary) {
+    if let Some(run) = all.iter().find(|run| run.primary == arguments.primary && run.at.is_none()) {
         refuse_if_attached(&runs, run)?;
     }
     let superblock = look(&arguments.primary)?;
@@ -88,7 +107,7 @@ fn prepare(arguments: &Arguments) -> Result<Superblock, Failure> {
     Ok(superblock)
 }
 
-fn refuse_if_attached(runs: &RunDir, run: &RunFile) -> Outcome {
+pub(crate) fn refuse_if_attached(runs: &RunDir, run: &RunFile) -> Outcome {
     match settled(runs, run, Duration::ZERO)? {
         Life::Served | Life::Dying => Err(served(run)),
         Life::Recoverable => Err(recoverable(run)),
@@ -157,6 +176,8 @@ fn child_arguments(arguments: &Arguments, manner: Manner) -> Vec<std::ffi::OsStr
     list.extend(flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.into()));
     list.extend((0..manner.verbose).map(|_| "--verbose".into()));
     let values = [
+        ("--at", arguments.at.clone()),
+        ("--view", arguments.view.clone()),
         ("--id", arguments.id.map(|id| id.to_string())),
         ("--recover", arguments.recover.clone()),
         ("--depth", Some(arguments.depth.to_string())),
@@ -169,6 +190,8 @@ fn child_arguments(arguments: &Arguments, manner: Manner) -> Vec<std::ffi::OsStr
     for (flag, value) in values {
         list.extend(value.map(|value| format!("{flag}={value}").into()));
     }
+    list.extend(arguments.writable.then(|| "--writable".into()));
+    list.extend(arguments.overlay.iter().flat_map(|file| ["--overlay".into(), file.into()]));
     list.push("--".into());
     list.push(Path::new(&arguments.primary).into());
     list

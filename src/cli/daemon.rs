@@ -15,14 +15,14 @@ use nix::sys::signal::{SigSet, Signal};
 use salvol::control::{Mailbox, Message, Order, RunDir, RunFile, Socket, users};
 use salvol::format::{Position, Superblock};
 use salvol::log::Archiving;
-use salvol::ublk::{self, Live, Options, Server};
+use salvol::ublk::{self, Live, Options, Server, What};
 use salvol::volume::OpenOptions;
 
 use super::attach::{Arguments, recoverable, served};
 use super::parse::Size;
 use super::primary::look;
 use super::running::{Life, left};
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, past};
 
 /// How long to wait for the locks of the volume and of its primary: a dead daemon's last I/O holds them.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -60,6 +60,16 @@ fn close_inherited() {
     }
 }
 
+/// What a daemon with these arguments serves, under which name; and the volume's superblock, when it is no view.
+fn task(arguments: &Arguments) -> Result<(What, String, Option<Superblock>), Failure> {
+    if let Some(view) = &arguments.view {
+        return Ok((past::what(arguments, view)?, view.clone(), None));
+    }
+    let superblock = look(&arguments.primary)?;
+    let what = What::Volume { primary: arguments.primary.clone(), open: open_options(arguments) };
+    Ok((what, superblock.name.clone(), Some(superblock)))
+}
+
 /// Serves the volume until it is detached.
 pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     let early = |failure: Failure| failure.of(arguments.primary.display());
@@ -67,26 +77,26 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     let runs = RunDir::from_environment();
     runs.make().map_err(|error| early(error.into()))?;
     let group = socket_group(arguments.socket_group.as_deref()).map_err(early)?;
-    let superblock = look(&arguments.primary)?;
-    let _lock = claim(arguments, &runs, &superblock).map_err(early)?;
+    let (what, name, superblock) = task(arguments)?;
+    let _lock = claim(arguments, &runs, &name, superblock.as_ref()).map_err(early)?;
     ublk::be_io_flusher();
     ublk::lock_memory();
     let mailbox = Arc::new(Mailbox::default());
     let (sender, orders) = channel();
     watch_signals(sender.clone()).map_err(early)?;
     let server =
-        Server::open(options(arguments), Arc::clone(&mailbox), sender.clone()).map_err(|error| match error {
+        Server::open(options(arguments, what), Arc::clone(&mailbox), sender.clone()).map_err(|error| match error {
             // These name the primary themselves.
             ublk::ServerError::Primary(_) => error.into(),
             _ => early(error.into()),
         })?;
-    let name = superblock.name.clone();
     let recovers = arguments.recover.is_some();
     // Two daemons that ask for the same number could delete each other's device.
     let numbers = if recovers { None } else { Some(runs.lock_numbers().map_err(|error| early(error.into()))?) };
+    let run = run_file(arguments, &server, &name);
     let announce = |id| {
         drop(numbers);
-        announce(&runs, &run_file(arguments, &superblock, id), ready)
+        announce(&runs, &RunFile { id, device: ublk::node(id), ..run }, ready)
     };
     let live = server.go_live(announce).map_err(|error| {
         if !recovers {
@@ -112,9 +122,8 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
 
 /// Takes the lock of the volume's name for the life of this process, and makes sure that the volume is the one that is
 /// meant and has no device already.
-fn claim(arguments: &Arguments, runs: &RunDir, superblock: &Superblock) -> Result<File, Failure> {
-    let name = &superblock.name;
-    if let Some(uuid) = &arguments.recover
+fn claim(arguments: &Arguments, runs: &RunDir, name: &str, superblock: Option<&Superblock>) -> Result<File, Failure> {
+    if let (Some(uuid), Some(superblock)) = (&arguments.recover, superblock)
         && *uuid != superblock.uuid.to_string()
     {
         return Err(Failure::new(format_args!(
@@ -123,7 +132,7 @@ fn claim(arguments: &Arguments, runs: &RunDir, superblock: &Superblock) -> Resul
         )));
     }
     let lock = runs.lock(name, patience(arguments))?;
-    let other = runs.all().into_iter().find(|run| run.name == *name);
+    let other = runs.all().into_iter().find(|run| run.name == name);
     match (lock, other) {
         (None, Some(run)) => Err(served(&run)),
         (None, None) => Err(Failure::new(format_args!("{name}: a volume of this name is being attached"))),
@@ -134,14 +143,16 @@ fn claim(arguments: &Arguments, runs: &RunDir, superblock: &Superblock) -> Resul
     }
 }
 
-fn run_file(arguments: &Arguments, superblock: &Superblock, id: u32) -> RunFile {
+fn run_file(arguments: &Arguments, server: &Server, name: &str) -> RunFile {
+    let (superblock, view) = (server.superblock(), server.view());
     RunFile {
-        name: superblock.name.clone(),
+        name: name.to_owned(),
         uuid: superblock.uuid.to_string(),
         pid: std::process::id(),
         primary: arguments.primary.clone(),
-        id,
-        device: ublk::node(id),
+        // Known when there is a device.
+        id: 0,
+        device: ublk::node(0),
         backing: superblock.backing.clone(),
         started: jiff::Timestamp::now().to_string(),
         read_only: arguments.read_only,
@@ -149,6 +160,8 @@ fn run_file(arguments: &Arguments, superblock: &Superblock, id: u32) -> RunFile 
         socket_group: arguments.socket_group.clone(),
         archive_threads: arguments.archive_threads,
         archive_rate: arguments.archive_rate.map(|Size(bytes)| bytes),
+        at: view.map(|view| view.at.clone()),
+        needs_from: view.map(|view| view.needs_from.0),
     }
 }
 
@@ -308,16 +321,18 @@ fn used_by(device: &Path) -> Option<String> {
     }
 }
 
-fn options(arguments: &Arguments) -> Options {
+fn open_options(arguments: &Arguments) -> OpenOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // One core is the owner's.
     let threads = arguments.archive_threads.map_or(cores.saturating_sub(1).clamp(1, 8), usize::from);
     let interval = Some(arguments.archive_interval).filter(|interval| !interval.is_zero());
     let archiving = Archiving { threads, rate: arguments.archive_rate.map(|Size(bytes)| bytes), interval };
-    let accept_loss = arguments.accept_loss.map(Position);
+    OpenOptions { read_only: arguments.read_only, accept_loss: arguments.accept_loss.map(Position), archiving }
+}
+
+fn options(arguments: &Arguments, what: What) -> Options {
     Options {
-        primary: arguments.primary.clone(),
-        open: OpenOptions { read_only: arguments.read_only, accept_loss, archiving },
+        what,
         id: arguments.id,
         recover: arguments.recover.is_some(),
         depth: arguments.depth,

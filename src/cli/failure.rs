@@ -83,9 +83,17 @@ impl fmt::Display for Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let code = if is_corruption(&error) { CORRUPT } else { FAILED };
+        let code = match is_corruption(&error) {
+            true => CORRUPT,
+            false if is_no_point(&error) => NO_POINT,
+            false => FAILED,
+        };
         Self { code, error }
     }
+}
+
+fn is_no_point(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ServerError::Past(error)) if error.is_no_point())
 }
 
 fn is_corruption(error: &anyhow::Error) -> bool {

@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     }
     let width = volumes.iter().map(|(run, _)| run.name.len()).max().unwrap_or_default().max(4);
     if !volumes.is_empty() {
-        table::say!("{:width$}  {:14} {:8} {:12} PRIMARY", "NAME", "DEVICE", "PID", "STATE");
+        table::say!("{:width$}  {:14} {:8} {:12} PRIMARY, OR MOMENT", "NAME", "DEVICE", "PID", "STATE");
     }
     for (run, state) in &volumes {
         table::say!(
@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
             run.name,
             run.device.display(),
             run.pid,
-            run.primary.display()
+            run.at.clone().unwrap_or_else(|| run.primary.display().to_string())
         );
     }
     Ok(())
@@ -69,7 +69,7 @@ fn describe(run: &RunFile, state: &str) -> Value {
         "state": state,
         "primary": run.primary,
         "backing": run.backing,
-        "at": null,
+        "at": run.at,
     })
 }
 

@@ -17,6 +17,7 @@ mod list;
 mod manual;
 mod marking;
 mod parse;
+mod past;
 mod points;
 mod primary;
 mod rebuild;

@@ -152,8 +152,9 @@ impl Source {
             Some((scheme, _)) if SCHEMES.contains(&scheme) => Ok(Self::Spec(text.to_owned())),
             _ if text.contains('/') => Ok(Self::Path(PathBuf::from(text))),
             _ if Path::new(text).is_file() && name(text).is_err() => Ok(Self::Path(PathBuf::from(text))),
-            _ => match name(text) {
-                Ok(name) => Ok(Self::Name(name)),
+            // A view of the past is NAME@POINT.
+            _ => match name(text.split_once('@').map_or(text, |(name, _)| name)) {
+                Ok(_) => Ok(Self::Name(text.to_owned())),
                 Err(_) => Err(format!("`{text}` is no volume's name; a path has a `/` in it, like ./{text}")),
             },
         }

@@ -79,6 +79,10 @@ fn recover(run: &RunFile, arguments: &Arguments, manner: Manner) -> Outcome {
     }
     let attach = attach::Arguments {
         primary: run.primary.clone(),
+        at: None,
+        writable: false,
+        overlay: None,
+        view: None,
         id: Some(run.id),
         // The device keeps the depth it has.
         depth: 128,

@@ -89,7 +89,7 @@ pub(crate) fn archive_at(when: ArchiveAt) -> &'static str {
 fn print(status: &Status) {
     let size = |bytes: u64| Size(bytes).to_string();
     let segments = &status.segments;
-    let running = status.state != "detached";
+    let running = status.state != "detached" && status.at.is_none();
     let archive = &status.archive;
     let store = match archive.store.as_str() {
         "none" => "none: no history is kept".to_owned(),
@@ -99,16 +99,21 @@ fn print(status: &Status) {
     let mut rows = vec![
         ("volume", format!("{} ({})", status.name, status.uuid)),
         ("state", status.state.clone()),
+        ("shows", status.at.clone().unwrap_or_default()),
         ("device", status.device.clone().unwrap_or_default()),
         ("size", size(status.size_bytes)),
         (
             "segments",
-            format!(
-                "{} of {}, {} in the working set",
-                status.slots,
-                size(status.segment_size),
-                status.working_set_segments
-            ),
+            if status.at.is_some() {
+                String::new()
+            } else {
+                format!(
+                    "{} of {}, {} in the working set",
+                    status.slots,
+                    size(status.segment_size),
+                    status.working_set_segments
+                )
+            },
         ),
         ("archive", store),
     ];

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError, Weak};
 use std::task::{Poll, Waker};
 
 use crate::format::{Position, SegmentNumber, SynchMark};
-use crate::history::{PointInfo, Whereabouts, check_label};
+use crate::history::{Past, PointInfo, Whereabouts, check_label};
 use crate::io::Platform;
 use crate::volume::{Point, Status, Volume};
 
@@ -98,42 +98,92 @@ impl Mailbox {
     }
 }
 
+/// Whatever a daemon serves, as far as it can be asked for something.
+pub trait Attended: Clone + 'static {
+    /// How it is now.
+    fn status(&self) -> Status;
+
+    /// Marks a synch point.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    fn mark(&self, label: String, info: String) -> impl Future<Output = Result<PointInfo, String>>;
+
+    /// Waits until everything up to `position` is archived, for as long as somebody `wants` to know.
+    ///
+    /// # Errors
+    /// Why that will not be, for people.
+    fn archived(&self, position: Position, wants: impl Fn() -> bool) -> impl Future<Output = Result<(), String>>;
+
+    /// Fails the writes that wait for space.
+    fn fail_waiting(&self);
+}
+
+impl<P: Platform> Attended for Volume<P> {
+    fn status(&self) -> Status {
+        self.status()
+    }
+
+    async fn mark(&self, label: String, info: String) -> Result<PointInfo, String> {
+        check_label(&label)?;
+        let point = self.synch(label, info).await.map_err(|error| error.to_string())?;
+        Ok(describe(self, point))
+    }
+
+    async fn archived(&self, position: Position, wants: impl Fn() -> bool) -> Result<(), String> {
+        self.archived_while(position, wants).await.map_err(|error| error.to_string())
+    }
+
+    fn fail_waiting(&self) {
+        self.fail_waiting();
+    }
+}
+
+impl<P: Platform> Attended for Past<P> {
+    fn status(&self) -> Status {
+        self.status()
+    }
+
+    async fn mark(&self, _label: String, _info: String) -> Result<PointInfo, String> {
+        Err("a view of the past has no points of its own".to_owned())
+    }
+
+    async fn archived(&self, _position: Position, _wants: impl Fn() -> bool) -> Result<(), String> {
+        Err("a view of the past archives nothing".to_owned())
+    }
+
+    fn fail_waiting(&self) {}
+}
+
 /// The owner's side: answers messages until the mailbox is closed. Sets `leaving` when told to leave. A synch runs as a
 /// task of its own, since it waits for the disk and status must not.
 pub async fn attend<P: Platform>(
     platform: P,
-    volume: Volume<P>,
+    served: impl Attended,
     mailbox: std::sync::Arc<Mailbox>,
     leaving: Rc<Cell<bool>>,
 ) {
     while let Some(message) = mailbox.next().await {
         match message {
             Message::Status { answer } => {
-                let _ = answer.send(volume.status());
+                let _ = answer.send(served.status());
             }
             Message::Synch { label, info, answer } => {
-                let volume = volume.clone();
+                let served = served.clone();
                 platform.spawn(async move {
-                    let _ = answer.send(mark(&volume, label, info).await);
+                    let _ = answer.send(served.mark(label, info).await);
                 });
             }
             Message::Archived { position, answer, asker } => {
-                let volume = volume.clone();
+                let served = served.clone();
                 platform.spawn(async move {
-                    let archived = volume.archived_while(position, || asker.strong_count() > 0).await;
-                    let _ = answer.send(archived.map_err(|error| error.to_string()));
+                    let _ = answer.send(served.archived(position, || asker.strong_count() > 0).await);
                 });
             }
-            Message::FailWaiting => volume.fail_waiting(),
+            Message::FailWaiting => served.fail_waiting(),
             Message::Leave => leaving.set(true),
         }
     }
-}
-
-async fn mark<P: Platform>(volume: &Volume<P>, label: String, info: String) -> Result<PointInfo, String> {
-    check_label(&label)?;
-    let point = volume.synch(label, info).await.map_err(|error| error.to_string())?;
-    Ok(describe(volume, point))
 }
 
 /// A point that was marked just now: all that it needs is on the primary, and its own segment is not archived yet.

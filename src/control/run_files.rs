@@ -43,6 +43,12 @@ pub struct RunFile {
     pub archive_threads: Option<u16>,
     #[serde(default)]
     pub archive_rate: Option<u64>,
+    /// Of a view of the past: the moment that it shows.
+    #[serde(default)]
+    pub at: Option<String>,
+    /// The oldest segment that it may read: a lease on it and all that are newer.
+    #[serde(default)]
+    pub needs_from: Option<u64>,
 }
 
 /// The directory of run files.
@@ -197,6 +203,8 @@ mod tests {
             socket_group: None,
             archive_threads: None,
             archive_rate: None,
+            at: None,
+            needs_from: None,
         }
     }
 

@@ -24,6 +24,8 @@ pub enum HistoryError {
     /// Where the volume's histories fork.
     #[error(transparent)]
     Lineage(#[from] ArchiveError),
+    #[error("the overlay: {0}")]
+    Overlay(#[source] io::Error),
     #[error("reading the primary: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]

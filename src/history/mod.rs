@@ -7,8 +7,9 @@
 //! 3. [`index_at`] scans backward from there, through at most W+1 segments, and keeps for each block the newest place.
 //! 4. [`restore`](restore()) reads every segment once, several at a time, and writes the blocks to a file or a device; one
 //!    that was interrupted goes on. [`RebuildPlan`] makes a new primary, which continues the volume, out of the archive.
-//! 5. [`verify`](verify()) reads every byte of primary and archive and names what is damaged, and which points need it.
-//! 6. [`check`](check()) looks at the structure of a primary at rest, [`dump`](dump()) shows a log as text.
+//! 5. [`Past`] serves the volume as it was, read-only or with an overlay, while the volume goes on.
+//! 6. [`verify`](verify()) reads every byte of primary and archive and names what is damaged, and which points need it.
+//! 7. [`check`](check()) looks at the structure of a primary at rest, [`dump`](dump()) shows a log as text.
 //!
 //! ```text
 //! segment      s-W   s-W+1   ...    s-1      s
@@ -25,6 +26,7 @@ mod dump_text;
 mod error;
 mod fetch;
 mod interrupt;
+mod past;
 mod pipeline;
 mod plan;
 mod point;
@@ -49,6 +51,7 @@ pub use dump::{
 };
 pub use error::HistoryError;
 pub use interrupt::Interrupt;
+pub use past::{Past, Writable};
 pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts, check_label};
 pub use progress::Progress;
 pub use rebuild::{RebuildOptions, RebuildPlan, RebuildReport};

@@ -44,7 +44,7 @@ impl Archived {
 pub(super) type Summaries = HashMap<Archived, Arc<Summary>>;
 
 /// What there is of each segment in the archive, the likeliest first.
-type Objects = BTreeMap<SegmentNumber, Vec<Archived>>;
+pub(super) type Objects = BTreeMap<SegmentNumber, Vec<Archived>>;
 
 /// A volume's past, open for reading.
 pub struct Source {
@@ -326,7 +326,7 @@ pub(super) fn open_in(
 }
 
 /// What there is of the volume's past, without that of a past that was given up, see [`one_past`].
-fn list(
+pub(super) fn list(
     store: &Arc<dyn Store>,
     volume: &Superblock,
     tail: Option<(SegmentNumber, u64)>,

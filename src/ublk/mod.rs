@@ -29,4 +29,4 @@ pub use driver::{
     DeviceInfo, DeviceState, DriverError, Feature, delete, device, devices, dump, features, node, require,
 };
 pub use ring::UblkRing;
-pub use server::{Live, Options, Server, ServerError, be_io_flusher, lock_memory};
+pub use server::{Live, Options, PastSource, Server, ServerError, Shown, What, be_io_flusher, lock_memory};

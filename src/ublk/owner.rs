@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -16,20 +16,20 @@ use libublk::{UblkError, UblkIORes, sys};
 
 use super::driver::describe;
 use super::ring::UblkRing;
-use super::server::ServerError;
+use super::server::{ServerError, Shown, What};
 use super::tags::{Descriptor, Tags};
 use crate::archive::{self, Store};
 use crate::control::{Mailbox, Order, attend, read_superblock};
 use crate::format::Superblock;
-use crate::io::{Primary, UringDevice, UringPlatform, is_temporary};
-use crate::volume::{OpenOptions, Volume};
+use crate::history::{Past, Writable};
+use crate::io::{Platform, Primary, UringDevice, UringPlatform, is_temporary};
+use crate::volume::{OpenOptions, Request, RequestError, Serve, Volume};
 
 /// What the owner is told when it is born.
 pub(super) struct Plan {
-    pub(super) primary: PathBuf,
+    pub(super) what: What,
     /// How long to wait for a dead owner's last I/O to end.
     pub(super) patience: Duration,
-    pub(super) open: OpenOptions,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) news: Sender<News>,
     pub(super) devices: Receiver<Arc<UblkDev>>,
@@ -38,11 +38,63 @@ pub(super) struct Plan {
 
 /// What the owner tells, in this order.
 pub(super) enum News {
-    Opened(Result<(Box<Superblock>, OurStore), ServerError>),
+    Opened(Result<Opened, ServerError>),
     /// Every tag has been fetched: START_DEV cannot hang. With the owner's thread id.
     Fetching(Result<i32, ServerError>),
     /// The volume is closed.
     Ended(Result<(), ServerError>),
+}
+
+/// What has been opened, as the main thread needs to know it.
+pub(super) struct Opened {
+    pub(super) superblock: Box<Superblock>,
+    /// Blocks of the device.
+    pub(super) blocks: u64,
+    pub(super) read_only: bool,
+    /// To be told which device it must not be on.
+    pub(super) store: OurStore,
+    /// When it is a view of the past.
+    pub(super) view: Option<Shown>,
+}
+
+/// What is served.
+#[derive(Clone)]
+enum Served {
+    Volume(Volume<OurPlatform>),
+    Past(Past<OurPlatform>),
+}
+
+impl Serve for Served {
+    async fn serve(&self, request: &Request) -> Result<(), RequestError> {
+        match self {
+            Self::Volume(volume) => volume.serve(request).await,
+            Self::Past(past) => past.serve(request).await,
+        }
+    }
+}
+
+impl Served {
+    async fn close(&self) -> Result<(), RequestError> {
+        match self {
+            Self::Volume(volume) => volume.close().await,
+            Self::Past(past) => past.close().await,
+        }
+    }
+
+    fn fail_waiting(&self) {
+        if let Self::Volume(volume) = self {
+            volume.fail_waiting();
+        }
+    }
+
+    /// Has messages answered until the mailbox is closed.
+    fn attend(&self, platform: &OurPlatform, mailbox: &Arc<Mailbox>, leaving: &Rc<Cell<bool>>) {
+        let (mailbox, leaving) = (Arc::clone(mailbox), Rc::clone(leaving));
+        match self {
+            Self::Volume(volume) => platform.spawn(attend(platform.clone(), volume.clone(), mailbox, leaving)),
+            Self::Past(past) => platform.spawn(attend(platform.clone(), past.clone(), mailbox, leaving)),
+        }
+    }
 }
 
 type OurPlatform = UringPlatform<UblkRing>;
@@ -52,35 +104,33 @@ pub(super) type OurStore = Option<Arc<dyn Store>>;
 /// The thread's whole life.
 pub(super) fn run(plan: Plan) {
     let thread = UblkCtrl::init_queue_thread();
-    let (platform, volume, store) = match open(&plan) {
+    let (platform, served, opened) = match open(&plan) {
         Ok(opened) => opened,
         Err(error) => {
             let _ = plan.news.send(News::Opened(Err(error)));
             return;
         }
     };
-    let _ = plan.news.send(News::Opened(Ok((Box::new(volume.superblock().clone()), store))));
+    let _ = plan.news.send(News::Opened(Ok(opened)));
     let leaving = Rc::new(Cell::new(false));
-    crate::io::Platform::spawn(&platform, {
-        attend(platform.clone(), volume.clone(), Arc::clone(&plan.mailbox), Rc::clone(&leaving))
-    });
+    served.attend(&platform, &plan.mailbox, &leaving);
     // The sender is gone when main could not make a device.
-    let served = match plan.devices.recv() {
-        Ok(device) => serve(&plan, &platform, &volume, &device, thread, &leaving),
+    let ended = match plan.devices.recv() {
+        Ok(device) => serve(&plan, &platform, &served, &device, thread, &leaving),
         Err(_) => Ok(()),
     };
     plan.mailbox.close();
-    let stopped = served.is_ok();
+    let stopped = ended.is_ok();
     // Writes that wait for space could wait for ever. The kernel has given up on them, or issues them again to the next
     // daemon; either way nobody is told that they failed here.
-    volume.fail_waiting();
-    let closed = match platform.block_on(async move { volume.close().await }) {
+    served.fail_waiting();
+    let closed = match platform.block_on(async move { served.close().await }) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(ServerError::Close(error)),
         Err(error) => Err(ServerError::Ring(error)),
     };
     let drained = platform.drain().map_err(ServerError::Ring);
-    let _ = plan.news.send(News::Ended(served.and(closed).and(drained)));
+    let _ = plan.news.send(News::Ended(ended.and(closed).and(drained)));
     let _ = plan.orders.send(Order::Ended { stopped });
     // The ring and the memory that the kernel may still write to (the bell's count) stay until the process ends.
     loop {
@@ -88,11 +138,38 @@ pub(super) fn run(plan: Plan) {
     }
 }
 
-/// Takes the primary's lock, opens its store and the volume.
-fn open(plan: &Plan) -> Result<(OurPlatform, Volume<OurPlatform>, OurStore), ServerError> {
+fn open(plan: &Plan) -> Result<(OurPlatform, Served, Opened), ServerError> {
     let ring = UblkRing::new().map_err(ServerError::Ring)?;
-    let platform = UringPlatform::new(ring, plan.open.archiving.threads).map_err(ServerError::Ring)?;
-    let primary = Primary::own(&plan.primary, plan.patience)?;
+    match &plan.what {
+        What::Volume { primary, open } => {
+            let platform = UringPlatform::new(ring, open.archiving.threads).map_err(ServerError::Ring)?;
+            open_volume(platform, primary, open, plan.patience)
+        }
+        What::Past { source, at, writable, name } => {
+            let platform = UringPlatform::new(ring, 1).map_err(ServerError::Ring)?;
+            let source = source.open()?;
+            let moment = source.resolve(at)?;
+            let past = Past::open(platform.clone(), &source, moment.clone(), writable, name.clone())?;
+            let opened = Opened {
+                superblock: Box::new(past.superblock().clone()),
+                blocks: past.blocks(),
+                read_only: *writable == Writable::No,
+                store: None,
+                view: Some(Shown { at: moment.to_string(), needs_from: past.oldest_needed() }),
+            };
+            Ok((platform, Served::Past(past), opened))
+        }
+    }
+}
+
+/// Takes the primary's lock, opens its store and the volume.
+fn open_volume(
+    platform: OurPlatform,
+    path: &Path,
+    open: &OpenOptions,
+    patience: Duration,
+) -> Result<(OurPlatform, Served, Opened), ServerError> {
+    let primary = Primary::own(path, patience)?;
     let device = UringDevice::new(platform.clone(), primary);
     let read = platform.block_on({
         let device = device.clone();
@@ -101,16 +178,24 @@ fn open(plan: &Plan) -> Result<(OurPlatform, Volume<OurPlatform>, OurStore), Ser
     let superblock = read.map_err(ServerError::Ring)??;
     let spec = archive::Spec::parse(&superblock.backing)?;
     let store = archive::PatientStore::new(spec, superblock).map(|store| Arc::new(store) as Arc<dyn Store>);
-    let open = Volume::open(platform.clone(), device, store.clone(), plan.open.clone());
-    let volume = platform.block_on(open).map_err(ServerError::Ring)??;
-    Ok((platform, volume, store))
+    let volume = Volume::open(platform.clone(), device, store.clone(), open.clone());
+    let volume = platform.block_on(volume).map_err(ServerError::Ring)??;
+    let superblock = volume.superblock().clone();
+    let opened = Opened {
+        blocks: superblock.geometry.volume_blocks,
+        superblock: Box::new(superblock),
+        read_only: open.read_only,
+        store,
+        view: None,
+    };
+    Ok((platform, Served::Volume(volume), opened))
 }
 
 /// Fetches every tag, says so, and serves until the queue is down or it is told to leave.
 fn serve(
     plan: &Plan,
     platform: &OurPlatform,
-    volume: &Volume<OurPlatform>,
+    served: &Served,
     device: &UblkDev,
     thread: i32,
     leaving: &Cell<bool>,
@@ -126,21 +211,21 @@ fn serve(
             return Ok(());
         }
     };
-    tags.start(platform, volume);
+    tags.start(platform, served);
     let queue = ManuallyDrop::new(Queue { queue, tags: Rc::clone(&tags), refused: Cell::new(0) });
     let fetching = queue.fetch_all(platform).map(|()| thread);
     let failed = fetching.is_err();
     let _ = plan.news.send(News::Fetching(fetching));
     // After a failure main stops the device, which takes the fetched tags back.
-    let served = queue.run(platform, leaving);
+    let ended = queue.run(platform, leaving);
     tags.close();
     platform.run();
-    if matches!(served, Ok(End::Down)) {
+    if matches!(ended, Ok(End::Down)) {
         drop(ManuallyDrop::into_inner(queue));
     }
     // Otherwise the kernel still holds the tags: it would put new requests into their buffers, and would not let go of
     // the queue's files before they are answered. All of it stays until the process ends.
-    if failed { Ok(()) } else { served.map(drop) }
+    if failed { Ok(()) } else { ended.map(drop) }
 }
 
 /// How serving ended well.

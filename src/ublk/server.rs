@@ -15,11 +15,12 @@ use libublk::{UblkError, UblkFlags, sys};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
 use super::driver::{self, describe, errno, mark};
-use super::owner::{self, News, OurStore, Plan};
+use super::owner::{self, News, Opened, Plan};
 use super::{DeviceState, DriverError};
-use crate::archive::{SpecError, StoreError};
+use crate::archive::{Spec, SpecError, StoreError};
 use crate::control::{Mailbox, Message, Order, SuperblockError};
-use crate::format::{BLOCK_BYTES, Superblock};
+use crate::format::{BLOCK_BYTES, SegmentNumber, Superblock};
+use crate::history::{HistoryError, Source, Writable};
 use crate::io::PrimaryError;
 use crate::volume::{OpenError, OpenOptions, RequestError};
 
@@ -34,11 +35,50 @@ const NODE_PATIENCE: Duration = Duration::from_secs(10);
 const QUIESCE_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
-/// How a volume is served.
+/// What is served.
+#[derive(Debug, Clone)]
+pub enum What {
+    /// The volume on this primary.
+    Volume { primary: PathBuf, open: OpenOptions },
+    /// A volume as it was, called `name`.
+    Past { source: PastSource, at: String, writable: Writable, name: String },
+}
+
+/// What a view of the past shows.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// The moment, for people.
+    pub at: String,
+    /// The oldest segment that it may read.
+    pub needs_from: SegmentNumber,
+}
+
+/// Where a past is read from.
+#[derive(Debug, Clone)]
+pub enum PastSource {
+    /// A primary, whoever uses it, and its store.
+    Primary(PathBuf),
+    /// A store alone.
+    Store(Spec),
+}
+
+impl PastSource {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn open(&self) -> Result<Source, HistoryError> {
+        match self {
+            Self::Primary(path) => Source::open_primary(path),
+            Self::Store(spec) => Source::open_spec(spec),
+        }
+    }
+}
+
+/// How it is served.
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub primary: PathBuf,
-    pub open: OpenOptions,
+    pub what: What,
     /// The device's number; the driver chooses when there is none.
     pub id: Option<u32>,
     /// Take over device `id` from a daemon that died.
@@ -64,6 +104,8 @@ pub enum ServerError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Past(#[from] HistoryError),
     #[error("the volume was not closed cleanly: {0}")]
     Close(#[source] RequestError),
     #[error("io_uring: {0}")]
@@ -84,6 +126,7 @@ impl ServerError {
         match self {
             Self::Superblock(error) => error.is_corruption(),
             Self::Open(error) => error.is_corruption(),
+            Self::Past(error) => error.is_corruption(),
             _ => false,
         }
     }
@@ -92,8 +135,7 @@ impl ServerError {
 /// A volume that is open and has no device yet.
 pub struct Server {
     options: Options,
-    superblock: Superblock,
-    store: OurStore,
+    opened: Opened,
     mailbox: Arc<Mailbox>,
     devices: Sender<Arc<UblkDev>>,
     news: Receiver<News>,
@@ -109,9 +151,8 @@ impl Server {
         let (news_sender, news) = channel();
         let (devices, devices_receiver) = channel();
         let plan = Plan {
-            primary: options.primary.clone(),
+            what: options.what.clone(),
             patience: options.patience,
-            open: options.open.clone(),
             mailbox: Arc::clone(&mailbox),
             news: news_sender,
             devices: devices_receiver,
@@ -126,12 +167,19 @@ impl Server {
         };
         thread.spawn(life).map_err(ServerError::Thread)?;
         match news.recv() {
-            Ok(News::Opened(opened)) => {
-                let (superblock, store) = opened?;
-                Ok(Self { options, superblock: *superblock, store, mailbox, devices, news })
-            }
+            Ok(News::Opened(opened)) => Ok(Self { options, opened: opened?, mailbox, devices, news }),
             _ => Err(ServerError::Owner),
         }
+    }
+
+    /// The volume's superblock.
+    pub fn superblock(&self) -> &Superblock {
+        &self.opened.superblock
+    }
+
+    /// What is shown, when it is a view of the past.
+    pub fn view(&self) -> Option<&Shown> {
+        self.opened.view.as_ref()
     }
 
     /// Adds the device, or takes it over, and starts it. `announce` is told its number in between: when this process dies
@@ -141,8 +189,8 @@ impl Server {
     /// # Errors
     /// When the driver refuses, or `announce` fails; the volume is closed then.
     pub fn go_live(self, announce: impl FnOnce(u32) -> io::Result<()>) -> Result<Live, ServerError> {
-        let Self { options, superblock, store, mailbox, devices, news } = self;
-        let control = match add(&options, &superblock) {
+        let Self { options, opened, mailbox, devices, news } = self;
+        let control = match add(&options, &opened.superblock) {
             Ok(control) => control,
             Err(error) => {
                 drop(devices);
@@ -151,9 +199,9 @@ impl Server {
             }
         };
         let live = Live { id: control.dev_info().dev_id, control, device: None, mailbox, news };
-        let live = live.start(&options, &superblock, devices, announce)?;
+        let live = live.start(&options, &opened, devices, announce)?;
         // Rule 13: the store must not be on the volume's own file system, which can be mounted only from now on.
-        if let (Some(store), Ok(node)) = (store, fs::metadata(live.path())) {
+        if let (Some(store), Ok(node)) = (opened.store, fs::metadata(live.path())) {
             store.forbid_device(node.rdev());
         }
         Ok(live)
@@ -178,13 +226,11 @@ impl Live {
     fn start(
         mut self,
         options: &Options,
-        superblock: &Superblock,
+        opened: &Opened,
         devices: Sender<Arc<UblkDev>>,
         announce: impl FnOnce(u32) -> io::Result<()>,
     ) -> Result<Self, ServerError> {
-        let started = announce(self.id)
-            .map_err(ServerError::Announce)
-            .and_then(|()| self.try_start(options, superblock, devices));
+        let started = announce(self.id).map_err(ServerError::Announce).and_then(|()| self.try_start(opened, devices));
         // From now on it goes only by `delete`. libublk would delete it whenever the handle is dropped, by a panic too,
         // and wait for its users meanwhile.
         self.control.disown();
@@ -205,15 +251,10 @@ impl Live {
         }
     }
 
-    fn try_start(
-        &mut self,
-        options: &Options,
-        superblock: &Superblock,
-        devices: Sender<Arc<UblkDev>>,
-    ) -> Result<(), ServerError> {
+    fn try_start(&mut self, opened: &Opened, devices: Sender<Arc<UblkDev>>) -> Result<(), ServerError> {
         let failed = |step| move |error: UblkError| ServerError::Driver { step, what: describe(&error) };
         let set_parameters = |device: &mut UblkDev| {
-            set_parameters(device, superblock, options.open.read_only);
+            set_parameters(device, opened.blocks, opened.read_only);
             Ok(())
         };
         let device =
@@ -302,13 +343,18 @@ fn add(options: &Options, superblock: &Superblock) -> Result<UblkCtrl, ServerErr
         Some(id) => i32::try_from(id).map_err(|_| taken(id))?,
         None => -1,
     };
+    // What a view of the past has been written to may be gone with its daemon: its device ends with it.
+    let recovery = match options.what {
+        What::Volume { .. } => sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE,
+        What::Past { .. } => 0,
+    };
     let builder = UblkCtrlBuilder::default()
         .name("salvol")
         .id(id)
         .nr_queues(1)
         .depth(depth)
         .io_buf_bytes(buffer)
-        .ctrl_flags(u64::from(sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE))
+        .ctrl_flags(u64::from(recovery))
         .ctrl_target_flags(mark(superblock.uuid))
         .dev_flags(flags);
     builder.build().map_err(|error| ServerError::Driver { step: "adding the device", what: describe(&error) })
@@ -339,8 +385,8 @@ fn take_over(id: u32) -> Result<super::DeviceInfo, ServerError> {
 }
 
 /// What the kernel may ask of the device.
-fn set_parameters(device: &mut UblkDev, superblock: &Superblock, read_only: bool) {
-    let bytes = superblock.geometry.volume_blocks * BLOCK_BYTES as u64;
+fn set_parameters(device: &mut UblkDev, blocks: u64, read_only: bool) {
+    let bytes = blocks * BLOCK_BYTES as u64;
     let buffer = device.dev_info.max_io_buf_bytes;
     device.tgt.dev_size = bytes;
     let mut attrs = sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;

@@ -13,7 +13,7 @@ use libublk::sys;
 
 use crate::format::{BLOCK_BYTES, Block};
 use crate::io::{Buffer, Platform};
-use crate::volume::{Operation, Request, Volume};
+use crate::volume::{Operation, Request, Serve};
 
 const SECTOR_BYTES: u64 = 512;
 const SECTORS_PER_BLOCK: u64 = BLOCK_BYTES as u64 / SECTOR_BYTES;
@@ -62,9 +62,9 @@ impl Tags {
     }
 
     /// Starts the task of every tag.
-    pub(super) fn start<P: Platform>(self: &Rc<Self>, platform: &P, volume: &Volume<P>) {
+    pub(super) fn start<P: Platform>(self: &Rc<Self>, platform: &P, served: &impl Serve) {
         for tag in 0..self.tags.len() as u16 {
-            platform.spawn(serve(Rc::clone(self), volume.clone(), tag));
+            platform.spawn(serve(Rc::clone(self), served.clone(), tag));
         }
     }
 
@@ -133,12 +133,12 @@ impl Tags {
 }
 
 /// The life of a tag.
-async fn serve<P: Platform>(tags: Rc<Tags>, volume: Volume<P>, tag: u16) {
+async fn serve(tags: Rc<Tags>, served: impl Serve, tag: u16) {
     while let Some(descriptor) = tags.fetch(tag).await {
         let request = request(descriptor, &tags.tags[usize::from(tag)].buffer);
         let result = match request {
             Err(errno) => -errno,
-            Ok(request) => match volume.serve(&request).await {
+            Ok(request) => match served.serve(&request).await {
                 Ok(()) => request.buffer.len() as i32,
                 Err(error) => {
                     tags.tell(&request, &error);

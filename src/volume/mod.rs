@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 pub use open::{OpenError, OpenOptions};
-pub use request::{Operation, Request, RequestError};
+pub use request::{Operation, Request, RequestError, Serve};
 pub use status::{AgentStatus, ArchiveStatus, SegmentCounts, Status};
 
 use crate::format::{Block, Geometry, Position, Superblock, SynchMark};
@@ -79,11 +79,25 @@ impl<P: Platform> Volume<P> {
         self.0.read_only
     }
 
-    /// Serves one request; ends when it may be acknowledged. A read fills its buffer or fails.
-    ///
-    /// # Errors
-    /// See [`RequestError`].
-    pub async fn serve(&self, request: &Request) -> Result<(), RequestError> {
+    /// Fails the writes that wait for space from now on, so that a forced detach can end.
+    pub fn fail_waiting(&self) {
+        self.0.log.fail_waiting();
+    }
+
+    fn check_range(&self, block: Block, blocks: u32) -> Result<(), RequestError> {
+        RequestError::check_range(block, blocks, self.geometry().volume_blocks)
+    }
+
+    fn check_writable(&self) -> Result<(), RequestError> {
+        if self.0.read_only {
+            return Err(RequestError::ReadOnly);
+        }
+        if self.0.closing.get() { Err(RequestError::Closing) } else { Ok(()) }
+    }
+}
+
+impl<P: Platform> Serve for Volume<P> {
+    async fn serve(&self, request: &Request) -> Result<(), RequestError> {
         let Request { operation, block, blocks, buffer } = request;
         if *operation == Operation::Flush {
             return self.flush().await;
@@ -96,26 +110,6 @@ impl<P: Platform> Volume<P> {
             Operation::WriteZeroes { fua } => self.unmap(*block, *blocks, true, *fua).await,
             Operation::Flush => Ok(()),
         }
-    }
-
-    /// Fails the writes that wait for space from now on, so that a forced detach can end.
-    pub fn fail_waiting(&self) {
-        self.0.log.fail_waiting();
-    }
-
-    fn check_range(&self, block: Block, blocks: u32) -> Result<(), RequestError> {
-        let end = block.0.checked_add(u64::from(blocks));
-        match end {
-            Some(end) if blocks > 0 && end <= self.geometry().volume_blocks => Ok(()),
-            _ => Err(RequestError::OutOfRange { block, blocks }),
-        }
-    }
-
-    fn check_writable(&self) -> Result<(), RequestError> {
-        if self.0.read_only {
-            return Err(RequestError::ReadOnly);
-        }
-        if self.0.closing.get() { Err(RequestError::Closing) } else { Ok(()) }
     }
 }
 

@@ -33,12 +33,21 @@ pub struct Request {
     pub buffer: Buffer,
 }
 
+/// What serves the requests of a block device.
+pub trait Serve: Clone + 'static {
+    /// Serves one request; ends when it may be acknowledged. A read fills its buffer or fails.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    fn serve(&self, request: &Request) -> impl Future<Output = Result<(), RequestError>>;
+}
+
 /// Why a request failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestError {
     #[error("blocks {block}+{blocks} lie outside the volume")]
     OutOfRange { block: Block, blocks: u32 },
-    #[error("the volume is attached read-only")]
+    #[error("it is attached read-only")]
     ReadOnly,
     #[error("block {block} cannot be read: {cause}")]
     Unreadable { block: Block, cause: Arc<io::Error> },
@@ -55,6 +64,14 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// Makes sure that `blocks` blocks from `block` are in a volume of `size` blocks.
+    pub(crate) fn check_range(block: Block, blocks: u32, size: u64) -> Result<(), Self> {
+        match block.0.checked_add(u64::from(blocks)) {
+            Some(end) if blocks > 0 && end <= size => Ok(()),
+            _ => Err(Self::OutOfRange { block, blocks }),
+        }
+    }
+
     /// The errno that the kernel's users see.
     pub fn errno(&self) -> i32 {
         match self {

@@ -78,8 +78,11 @@ pub struct Status {
     pub uuid: String,
     /// The device, when there is one.
     pub device: Option<String>,
-    /// `live`, `throttled`, `waiting`, `stopped`, `read-only`, `detached`.
+    /// `live`, `throttled`, `waiting`, `stopped`, `read-only`, `detached`; `past` or `past, writable` for a view of the past.
     pub state: String,
+    /// The moment that a view of the past shows.
+    #[serde(default)]
+    pub at: Option<String>,
     pub size_bytes: u64,
     pub block_size: u64,
     pub segment_size: u64,
@@ -136,6 +139,7 @@ impl<P: Platform> Volume<P> {
             uuid: volume.uuid.to_string(),
             device: None,
             state: self.state(free).to_owned(),
+            at: None,
             size_bytes: bytes(geometry.volume_blocks),
             block_size: BLOCK_BYTES as u64,
             segment_size: geometry.segment_bytes() as u64,

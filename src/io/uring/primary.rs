@@ -148,6 +148,27 @@ impl Primary {
         self.device
     }
 
+    /// Fills `buffer` from byte `offset`, and waits for it: for threads that have no ring.
+    ///
+    /// # Errors
+    /// The I/O error; a read that ends early is one.
+    pub fn read_at(&self, offset: u64, buffer: &Buffer) -> io::Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let read = buffer.write(|bytes| {
+                let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EINVAL)?;
+                nix::sys::uio::pread(&self.file, &mut bytes[done..], at)
+            });
+            match read {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
