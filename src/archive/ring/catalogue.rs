@@ -11,6 +11,8 @@
 //! - A record header is on the disk only while an entry for it is in at least one copy. What is found by record headers,
 //!   when an entry is damaged in both copies, is therefore what the entry said: nothing that was deleted comes back.
 //! - The place of a deleted object is free only after step 3. As long as a copy has its entry, its bytes are untouched.
+//! - A record header that cannot be read is written over when its block is nobody's, and stops no change: a disk with a bad
+//!   block would be full for ever, as everything that is expired has a record header.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use super::content::TRANSFER_BYTES;
 use super::disk::{BLOCK, Disk, read_block, write_block};
 use super::entry::{Entry, Record};
+use super::space::Space;
 use super::superblock::{BLOCK_ENTRIES, ENTRY_BYTES, RingSuperblock};
 use crate::archive::ObjectName;
 use crate::format::BLOCK_BYTES;
@@ -82,8 +85,8 @@ impl Found {
     }
 }
 
-/// Makes changes in the order that the module's head gives. Durable when it returns.
-pub(super) fn commit(disk: &Arc<dyn Disk>, ring: &RingSuperblock, changes: &Changes) -> io::Result<()> {
+/// Makes changes in the order that the module's head gives; `space` is what will be free then. Durable when it returns.
+pub(super) fn commit(disk: &Arc<dyn Disk>, ring: &RingSuperblock, changes: &Changes, space: &Space) -> io::Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
@@ -91,7 +94,7 @@ pub(super) fn commit(disk: &Arc<dyn Disk>, ring: &RingSuperblock, changes: &Chan
     write_entries(&**disk, ring, first, changes)?;
     disk.sync()?;
     for (slot, entry) in changes {
-        write_header(&**disk, ring, *slot, entry)?;
+        write_header(&**disk, ring, *slot, entry, space)?;
     }
     disk.sync()?;
     write_entries(&**disk, ring, second, changes)?;
@@ -99,19 +102,28 @@ pub(super) fn commit(disk: &Arc<dyn Disk>, ring: &RingSuperblock, changes: &Chan
 }
 
 /// Writes the record header of an object, or erases the one that a free entry left, if it is still there.
-fn write_header(disk: &dyn Disk, ring: &RingSuperblock, slot: u32, entry: &Entry) -> io::Result<()> {
+fn write_header(disk: &dyn Disk, ring: &RingSuperblock, slot: u32, entry: &Entry, space: &Space) -> io::Result<()> {
     match &entry.record {
         Some(record) => write_block(disk, record.header(), &entry.encode_record(ring, slot)),
         None if entry.vacated == 0 => Ok(()),
-        None => {
-            let block = read_block(disk, entry.vacated)?;
-            match Entry::parse_record(block.bytes(), ring, entry.vacated) {
+        None => match read_block(disk, entry.vacated) {
+            Ok(block) => match Entry::parse_record(block.bytes(), ring, entry.vacated) {
                 Some((its, old)) if its == slot && old.sequence < entry.sequence => {
                     write_block(disk, entry.vacated, &[])
                 }
                 _ => Ok(()),
+            },
+            Err(error) => {
+                log::warn!("block {} cannot be read, where a record header is to be erased: {error}", entry.vacated);
+                // In an object's place there is none any more. Elsewhere it may come back, unless it is written over.
+                if space.is_free(entry.vacated)
+                    && let Err(error) = write_block(disk, entry.vacated, &[])
+                {
+                    log::warn!("nor can it be written: {error}");
+                }
+                Ok(())
             }
-        }
+        },
     }
 }
 

@@ -88,6 +88,12 @@ impl Space {
         })
     }
 
+    /// Whether nobody has `block`.
+    pub(super) fn is_free(&self, block: u64) -> bool {
+        let before = self.holes.range(..=block).next_back();
+        before.is_some_and(|(first, length)| block < first + length)
+    }
+
     /// Takes an extent; `false` when it is not all free.
     pub(super) fn take(&mut self, extent: &Extent) -> bool {
         let Some((&first, &length)) = self.holes.range(..=extent.first).next_back() else {
@@ -139,6 +145,9 @@ mod tests {
         let extents: Vec<_> = (0..10).map(|rank| Extent { first: 10 + 10 * rank, blocks: 10 }).collect();
         assert!(extents.iter().all(|extent| space.take(extent)));
         assert!(space.free() == 0 && space.find(1, &(10..110)).is_none() && !space.take(&extents[3]));
+        space.give(&extents[3]);
+        assert_eq!([39, 40, 49, 50].map(|block| space.is_free(block)), [false, true, true, false]);
+        assert!(space.take(&extents[3]));
         for rank in [4, 2, 3, 9, 0, 1, 8, 6, 7, 5] {
             space.give(&extents[rank]);
         }

@@ -71,7 +71,7 @@ impl Writer {
         if !found.unsettled.is_empty() {
             log::info!("{} entries of the catalogue are written again", found.unsettled.len());
         }
-        catalogue::commit(disk, ring, &found.unsettled)?;
+        catalogue::commit(disk, ring, &found.unsettled, &space)?;
         Ok((Self { space, free: found.free, sequence }, found.objects))
     }
 
@@ -119,12 +119,12 @@ impl Writer {
         self.sequence += 1;
         let free = |held: &Held| (held.slot, Entry::free(self.sequence, held.record.header()));
         let changes: Changes = gone.iter().map(free).collect();
-        catalogue::commit(disk, ring, &changes)?;
+        // When the change fails, this writer is not used any more.
         for held in gone {
             held.record.extents.iter().for_each(|extent| self.space.give(extent));
             self.free.insert(held.slot);
         }
-        Ok(())
+        catalogue::commit(disk, ring, &changes, &self.space)
     }
 
     /// Writes an object where it was planned, everything expired being gone. Durable when it returns.
@@ -143,7 +143,7 @@ impl Writer {
             space.go_on_at(last.end());
         }
         content::write(disk, &held.record, bytes)?;
-        catalogue::commit(disk, ring, &Changes::from([(held.slot, held.entry())]))?;
+        catalogue::commit(disk, ring, &Changes::from([(held.slot, held.entry())]), &space)?;
         self.space = space;
         self.free.remove(&held.slot);
         self.sequence = held.sequence;

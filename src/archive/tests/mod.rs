@@ -11,6 +11,7 @@ mod ring;
 mod ring_crash;
 mod ring_hostile;
 mod ring_space;
+mod ring_trouble;
 mod stores;
 
 use std::sync::Arc;

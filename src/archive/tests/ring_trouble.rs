@@ -1,0 +1,118 @@
+//! A ring on a disk with blocks that cannot be read, on one that has grown, and beside a writer that is in the middle of it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use super::faulty::FaultyDisk;
+use super::ring_crash::{TINY_BYTES, content, name, tiny};
+use crate::archive::ring::{Disk, Medium};
+use crate::archive::{RingStore, Store, StoreError};
+use crate::format::BLOCK_BYTES;
+use crate::io::Buffer;
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// A disk of a size of its own. A block in `bad` cannot be read until it is written; `hook` runs in the middle of a read of
+/// several blocks at its offset.
+#[derive(Clone)]
+struct Bad {
+    inner: FaultyDisk,
+    bytes: u64,
+    bad: Arc<Mutex<BTreeSet<u64>>>,
+    hook: Arc<Mutex<Option<(u64, Hook)>>>,
+}
+
+impl Bad {
+    fn new(inner: &FaultyDisk, bytes: usize) -> Self {
+        Self { inner: inner.clone(), bytes: bytes as u64, bad: Arc::default(), hook: Arc::default() }
+    }
+
+    fn medium(&self) -> Box<dyn Medium> {
+        Box::new(self.clone())
+    }
+}
+
+fn blocks(offset: u64, buffer: &Buffer) -> std::ops::Range<u64> {
+    let block = BLOCK_BYTES as u64;
+    offset / block..(offset + buffer.len() as u64) / block
+}
+
+impl Disk for Bad {
+    fn read_at(&self, offset: u64, buffer: &Buffer) -> io::Result<()> {
+        if self.bad.lock().unwrap().iter().any(|at| blocks(offset, buffer).contains(at)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let hook = self.hook.lock().unwrap().take_if(|(at, _)| *at == offset && buffer.len() > BLOCK_BYTES);
+        let Some((_, hook)) = hook else {
+            return self.inner.read_at(offset, buffer);
+        };
+        self.inner.read_at(offset, &buffer.part(0, BLOCK_BYTES))?;
+        hook();
+        self.inner.read_at(offset + BLOCK_BYTES as u64, &buffer.part(BLOCK_BYTES, buffer.len() - BLOCK_BYTES))
+    }
+
+    fn write_at(&self, offset: u64, buffer: &Buffer) -> io::Result<()> {
+        self.bad.lock().unwrap().retain(|at| !blocks(offset, buffer).contains(at));
+        self.inner.write_at(offset, buffer)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn device(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl Medium for Bad {
+    fn look(&self) -> Result<Arc<dyn Disk>, StoreError> {
+        Ok(Arc::new(self.clone()))
+    }
+
+    fn own(&self) -> Result<Arc<dyn Disk>, StoreError> {
+        Ok(Arc::new(self.clone()))
+    }
+
+    fn spec(&self) -> String {
+        "bad".to_owned()
+    }
+}
+
+fn ring() -> (Bad, RingStore) {
+    let disk = Bad::new(&FaultyDisk::new(TINY_BYTES), TINY_BYTES);
+    let store = RingStore::create_on(disk.medium(), &tiny(), [1; 16]).unwrap();
+    (disk, store)
+}
+
+fn put(store: &dyn Store, segment: u64, part: u32, bytes: usize) -> Result<(), StoreError> {
+    let name = name(segment, part);
+    store.put(&name, &content(&name, bytes, 0))
+}
+
+#[test]
+fn a_record_header_that_cannot_be_read_stops_nothing() {
+    let (disk, store) = ring();
+    for segment in 1..=4 {
+        put(&store, segment, 0, 36_000).unwrap();
+    }
+    // The record header of segment 1, which is to be erased.
+    disk.bad.lock().unwrap().insert(3);
+    put(&store, 5, 0, 36_000).unwrap();
+    assert!(disk.bad.lock().unwrap().is_empty());
+    // Now it is segment 5's. The entry that was segment 1's is written again, and what it vacated is not looked for there.
+    drop(store);
+    disk.bad.lock().unwrap().insert(3);
+    disk.inner.alter(|bytes| bytes[BLOCK_BYTES] ^= 1);
+    let store = RingStore::open_on(disk.medium(), Some(&tiny())).unwrap();
+    store.delete(&name(999, 0)).unwrap();
+    assert!(disk.bad.lock().unwrap().contains(&3), "a block of an object was overwritten");
+    let segment = name(5, 0);
+    assert!(store.get(&segment, 0..u64::MAX).unwrap() == content(&segment, 36_000, 0));
+    disk.inner.alter(|bytes| assert_eq!(bytes[BLOCK_BYTES], 1, "the entry is free, and written again"));
+}
