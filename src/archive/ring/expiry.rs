@@ -5,11 +5,23 @@ use std::collections::BTreeMap;
 use crate::archive::ObjectName;
 use crate::format::{SegmentNumber, Uuid};
 
+/// What a fork record says of the history that ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fork {
+    /// The history that continues it.
+    pub(super) successor: Uuid,
+    /// The segment of the fork, of which the begin may count and nothing behind it.
+    pub(super) segment: SegmentNumber,
+}
+
+/// The forks of a store, by the history that ended.
+pub(super) type Forks = BTreeMap<Uuid, Fork>;
+
 /// The objects that may be expired, in the order in which they go: first what belongs to a past that was given up, then
 /// the oldest segment. `objects` are names with their sequence numbers, in the order of the names; the newest segment and
 /// the `working_set` before it are never among the result, nor are their parts and the fork records.
-pub(super) fn victims(objects: &[(ObjectName, u64)], working_set: u32) -> Vec<ObjectName> {
-    let given_up = given_up(objects);
+pub(super) fn victims(objects: &[(ObjectName, u64)], forks: &Forks, working_set: u32) -> Vec<ObjectName> {
+    let given_up = given_up(objects, forks);
     let valid = objects.iter().zip(&given_up).filter(|(_, given_up)| !**given_up);
     let newest = valid.map(|((name, _), _)| name.segment).max().unwrap_or(SegmentNumber(0));
     let kept_from = newest.0.saturating_sub(u64::from(working_set));
@@ -24,8 +36,21 @@ pub(super) fn victims(objects: &[(ObjectName, u64)], working_set: u32) -> Vec<Ob
     victims.into_iter().map(|(_, _, _, name)| name).collect()
 }
 
-/// For each object, whether it stands behind one of a larger epoch of its history: no reader takes it for the volume's.
-fn given_up(objects: &[(ObjectName, u64)]) -> Vec<bool> {
+/// The last segment of a history that may count: no further than its fork and those of what came after it.
+fn last_of(mut history: Uuid, forks: &Forks) -> SegmentNumber {
+    let mut last = SegmentNumber(u64::MAX);
+    // No further than there are forks: should they lead in a circle, it ends.
+    for _ in 0..forks.len() {
+        let Some(fork) = forks.get(&history) else { break };
+        last = last.min(fork.segment);
+        history = fork.successor;
+    }
+    last
+}
+
+/// For each object, whether it stands behind the fork of its history, or behind one of a larger epoch of it: no reader
+/// takes it for the volume's.
+fn given_up(objects: &[(ObjectName, u64)], forks: &Forks) -> Vec<bool> {
     // The largest epoch of each segment, parts apart: they may be older than what the segment ended with.
     let mut whole: BTreeMap<(Uuid, SegmentNumber), u64> = BTreeMap::new();
     for (name, _) in objects.iter().filter(|(name, _)| name.part == 0) {
@@ -33,19 +58,21 @@ fn given_up(objects: &[(ObjectName, u64)]) -> Vec<bool> {
         *epoch = name.epoch.max(*epoch);
     }
     let (mut history, mut segment) = (Uuid::default(), SegmentNumber(0));
+    let mut last = last_of(history, forks);
     // The largest epoch before the segment, and of it.
     let (mut before, mut here) = (0, 0);
     let mut result = Vec::with_capacity(objects.len());
     for (name, _) in objects {
         if name.history != history {
             (before, here) = (0, 0);
+            last = last_of(name.history, forks);
         } else if name.segment != segment {
             before = here.max(before);
             here = 0;
         }
         (history, segment) = (name.history, name.segment);
         let replaced = name.part == 0 && whole.get(&(history, segment)).is_some_and(|epoch| *epoch > name.epoch);
-        result.push(before > name.epoch || replaced);
+        result.push(before > name.epoch || replaced || name.segment > last);
         here = here.max(name.epoch);
     }
     result
@@ -59,9 +86,13 @@ mod tests {
         ObjectName { history: Uuid([history; 16]), segment: SegmentNumber(segment), epoch, part }
     }
 
-    fn order(mut objects: Vec<(ObjectName, u64)>, working_set: u32) -> Vec<(u64, u64, u32)> {
+    fn order(objects: Vec<(ObjectName, u64)>, working_set: u32) -> Vec<(u64, u64, u32)> {
+        order_with(&Forks::new(), objects, working_set)
+    }
+
+    fn order_with(forks: &Forks, mut objects: Vec<(ObjectName, u64)>, working_set: u32) -> Vec<(u64, u64, u32)> {
         objects.sort_unstable();
-        victims(&objects, working_set).iter().map(|name| (name.segment.0, name.epoch, name.part)).collect()
+        victims(&objects, forks, working_set).iter().map(|name| (name.segment.0, name.epoch, name.part)).collect()
     }
 
     #[test]
@@ -94,5 +125,30 @@ mod tests {
             (name(1, 6, 2, 1), 9),
         ];
         assert_eq!(order(objects, 2), [(5, 1, 0), (6, 1, 0), (90, 1, 0), (1, 1, 0)]);
+    }
+
+    #[test]
+    fn what_is_behind_a_fork_goes_first_and_keeps_nothing_back() {
+        let fork = |successor, segment| Fork { successor: Uuid([successor; 16]), segment: SegmentNumber(segment) };
+        let objects = vec![
+            (name(1, 0, 0, 0), 4),
+            (name(1, 1, 1, 0), 1),
+            (name(1, 6, 1, 0), 2),
+            (name(1, 7, 1, 0), 3),
+            (name(1, 8, 1, 3), 5),
+            (name(1, 90, 1, 0), 6),
+            (name(2, 0, 0, 0), 9),
+            (name(2, 7, 2, 0), 7),
+            (name(2, 9, 2, 0), 8),
+        ];
+        let mut forks = Forks::from([(Uuid([1; 16]), fork(2, 7))]);
+        assert_eq!(order_with(&forks, objects.clone(), 2), [(8, 1, 3), (90, 1, 0), (1, 1, 0), (6, 1, 0)]);
+        // The next fork is before that one: of the first history, too, no more counts.
+        forks.insert(Uuid([2; 16]), fork(3, 6));
+        let given_up = [(7, 1, 0), (7, 2, 0), (8, 1, 3), (9, 2, 0), (90, 1, 0)];
+        assert_eq!(order_with(&forks, objects.clone(), 2), [&given_up[..], &[(1, 1, 0)]].concat());
+        // Nonsense ends.
+        forks.insert(Uuid([2; 16]), fork(1, 7));
+        assert_eq!(order_with(&forks, objects, 200).len(), 3);
     }
 }

@@ -44,16 +44,17 @@ use std::time::Duration;
 use catalogue::{Held, Objects};
 use disk::BLOCK;
 pub(super) use disk::{Disk, Medium};
+use expiry::Forks;
 use identity::{Said, Unfit, check, format, superblocks};
 use medium::Place;
 pub use medium::{Provision, RingKind};
 use rescue::Rescued;
 pub(crate) use superblock::RING_PARTS;
 use superblock::RingSuperblock;
-use writer::Writer;
+use writer::{Plan, Writer};
 
 use super::devices::rests_on;
-use super::{Fill, ObjectName, Store, StoreError};
+use super::{Fill, ForkRecord, ObjectName, Store, StoreError};
 use crate::format::Superblock;
 
 /// How often a reader starts again when what it read moved meanwhile.
@@ -341,8 +342,20 @@ impl RingStore {
         ))
     }
 
+    /// Where the object goes, and what goes for it. Only when something has to, the fork records are read.
+    fn plan(&self, disk: &Arc<dyn Disk>, writer: &Writer, name: &ObjectName, bytes: &[u8]) -> Option<Plan> {
+        let plan_with = |forks: &Forks| writer.plan(&self.ring, &self.objects(), forks, name, bytes);
+        let plan = plan_with(&Forks::new());
+        if plan.as_ref().is_some_and(|plan| plan.expired.is_empty()) {
+            return plan;
+        }
+        let is_record = |held: &&Held| ForkRecord::is_name(&held.record.name);
+        let records: Vec<_> = self.objects().values().filter(is_record).cloned().collect();
+        if records.is_empty() { plan } else { plan_with(&writer::forks(disk, &self.ring, &records)) }
+    }
+
     /// Makes room for the object and writes it.
-    fn place(&self, disk: &Arc<dyn Disk>, writer: &mut Writer, plan: writer::Plan, bytes: &[u8]) -> io::Result<Held> {
+    fn place(&self, disk: &Arc<dyn Disk>, writer: &mut Writer, plan: Plan, bytes: &[u8]) -> io::Result<Held> {
         if !plan.expired.is_empty() {
             for held in &plan.expired {
                 log::info!("{}: object {} is expired: its place is needed", self.spec(), held.record.name);
@@ -361,8 +374,7 @@ impl Store for RingStore {
         if let Some(held) = there {
             return self.compare(&disk, &held, bytes);
         }
-        let plan = writer.plan(&self.ring, &self.objects(), name, bytes);
-        let plan = plan.ok_or_else(|| self.full(writer, name, bytes.len()))?;
+        let plan = self.plan(&disk, writer, name, bytes).ok_or_else(|| self.full(writer, name, bytes.len()))?;
         match self.place(&disk, writer, plan, bytes) {
             Ok(held) => {
                 self.objects().insert(*name, held);

@@ -8,12 +8,12 @@ use super::catalogue::{self, Changes, Found, Held, Objects};
 use super::content;
 use super::disk::Disk;
 use super::entry::{Entry, Record, blocks_for};
-use super::expiry::victims;
+use super::expiry::{Fork, Forks, victims};
 use super::rescue::{self, Rescued};
 use super::room::{is_whole, room_for};
 use super::space::Space;
 use super::superblock::RingSuperblock;
-use crate::archive::ObjectName;
+use crate::archive::{FORK_RECORD_BYTES, ForkRecord, ObjectName};
 use crate::format::block_crc;
 
 /// What a writer knows of a ring while everything on the disk is settled. After any error it is made again from the disk.
@@ -56,6 +56,25 @@ pub(super) fn load(
     Ok((found, space))
 }
 
+/// What fork records say. One that is damaged is none: what is behind its fork goes later then, and
+/// keeps back what it keeps back.
+pub(super) fn forks(disk: &Arc<dyn Disk>, ring: &RingSuperblock, records: &[Held]) -> Forks {
+    let mut forks = Forks::new();
+    for held in records {
+        let name = held.record.name;
+        let bytes = content::read(&**disk, &held.record, 0..FORK_RECORD_BYTES as u64 + 1);
+        match bytes.map(|bytes| ForkRecord::parse(&bytes, &ring.volume)) {
+            Ok(Ok(record)) if record.parent() == name.history => {
+                forks.insert(name.history, Fork { successor: record.successor.history, segment: record.segment });
+            }
+            Ok(Ok(record)) => log::warn!("fork record {name} is that of history {}", record.parent()),
+            Ok(Err(error)) => log::warn!("fork record {name}: {error}"),
+            Err(error) => log::warn!("fork record {name} cannot be read: {error}"),
+        }
+    }
+    forks
+}
+
 impl Writer {
     /// Reads the ring, finishes what a writer before left unfinished, and writes again what is damaged.
     pub(super) fn settle(disk: &Arc<dyn Disk>, ring: &RingSuperblock) -> io::Result<(Self, Objects)> {
@@ -75,11 +94,13 @@ impl Writer {
         Ok((Self { space, free: found.free, sequence }, found.objects))
     }
 
-    /// Room for an object of these bytes; `None` when there would be none if everything went that may.
+    /// Room for an object of these bytes; `None` when there would be none if everything went that may. `forks` say what may go
+    /// first.
     pub(super) fn plan(
         &self,
         ring: &RingSuperblock,
         objects: &Objects,
+        forks: &Forks,
         name: &ObjectName,
         bytes: &[u8],
     ) -> Option<Plan> {
@@ -94,7 +115,7 @@ impl Writer {
             if room.is_none() {
                 let rest = rest.get_or_insert_with(|| {
                     let names: Vec<_> = objects.iter().map(|(name, held)| (*name, held.sequence)).collect();
-                    victims(&names, ring.volume.geometry.working_set).into_iter()
+                    victims(&names, forks, ring.volume.geometry.working_set).into_iter()
                 });
                 next = rest.next();
                 if next.is_none() {

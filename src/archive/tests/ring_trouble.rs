@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use super::faulty::FaultyDisk;
 use super::ring_crash::{TINY_BYTES, content, name, tiny};
 use crate::archive::ring::{Disk, Medium};
-use crate::archive::{RingStore, Store, StoreError};
-use crate::format::BLOCK_BYTES;
+use crate::archive::{ForkRecord, ObjectName, RingStore, Store, StoreError};
+use crate::format::{BLOCK_BYTES, Checksum, Position, SegmentNumber, Superblock, Uuid};
 use crate::io::Buffer;
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -115,4 +115,26 @@ fn a_record_header_that_cannot_be_read_stops_nothing() {
     let segment = name(5, 0);
     assert!(store.get(&segment, 0..u64::MAX).unwrap() == content(&segment, 36_000, 0));
     disk.inner.alter(|bytes| assert_eq!(bytes[BLOCK_BYTES], 1, "the entry is free, and written again"));
+}
+
+#[test]
+fn what_the_volume_can_be_rebuilt_from_stays_after_a_rebuild() {
+    let (_, store) = ring();
+    let volume = tiny();
+    for (segment, bytes) in [(5, 4000), (6, 4000), (7, 4000), (8, 36_000), (9, 36_000), (10, 36_000)] {
+        put(&store, segment, 0, bytes).unwrap();
+    }
+    let history = Uuid([0x77; 16]);
+    let successor = Superblock { history, parent_history: volume.history, fork_position: Position(700), ..volume };
+    let record = ForkRecord { successor, segment: SegmentNumber(7), checksum: Checksum([1; 16]), epoch: 1, time_ns: 0 };
+    store.put(&record.name(), &record.encode()).unwrap();
+    let child = |segment| ObjectName { history, segment: SegmentNumber(segment), epoch: 2, part: 0 };
+    for segment in 8..=10 {
+        let child = child(segment);
+        store.put(&child, &content(&child, 40_000, 0)).unwrap();
+        let there: Vec<_> = store.list().unwrap().into_iter().map(|(name, _)| name).collect();
+        let kept = (6..=7).map(|segment| name(segment, 0)).filter(|name| name.segment.0 + 2 >= segment);
+        let kept: Vec<_> = kept.chain([record.name(), child]).collect();
+        assert!(kept.iter().all(|name| there.contains(name)), "{there:?}");
+    }
 }
