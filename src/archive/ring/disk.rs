@@ -23,6 +23,18 @@ pub(crate) trait Disk: Send + Sync + 'static {
 
     /// The block device that the bytes are on, when that is known.
     fn device(&self) -> Option<u64>;
+
+    /// What happened to it when its path does not lead to it any more.
+    fn displaced(&self) -> io::Result<Option<Displaced>> {
+        Ok(None)
+    }
+}
+
+/// Why nobody who goes by the path finds what is written to an open file or device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Displaced {
+    Removed,
+    Replaced,
 }
 
 /// Where a ring is: opens its disk.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::disk::{BLOCK, Disk, Medium, read_block};
+use super::disk::{BLOCK, Disk, Displaced, Medium, read_block};
 use super::identity::{Said, Unfit, superblocks};
 use super::superblock::RingSuperblock;
 use crate::archive::StoreError;
@@ -138,9 +138,6 @@ impl Place {
         let Ok(primary) = std::fs::metadata(primary) else {
             return Ok(());
         };
-        let device = |metadata: &Metadata| {
-            if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() }
-        };
         let (ours, its) = (device(&metadata), device(&primary));
         let same = metadata.dev() == primary.dev() && metadata.ino() == primary.ino();
         let on_primary = primary.file_type().is_block_device() && rests_on(ours, its);
@@ -168,7 +165,7 @@ impl Place {
     /// Opens the disk; `None` when it is a device that somebody has to himself.
     fn open(&self, write: bool) -> Result<Option<DirectDisk>, StoreError> {
         let said = self.said();
-        let metadata = self.metadata()?;
+        self.metadata()?;
         let failed = |error| said.io("cannot open it", error);
         let exclusive = if write && self.kind == RingKind::Device { libc::O_EXCL } else { 0 };
         let open = |direct: i32| {
@@ -183,8 +180,8 @@ impl Place {
         };
         // Also the size of a device.
         let bytes = file.seek(SeekFrom::End(0)).map_err(failed)? / BLOCK * BLOCK;
-        let device = if self.kind == RingKind::Device { metadata.rdev() } else { metadata.dev() };
-        let mut disk = DirectDisk { file, bytes, device, direct };
+        let metadata = file.metadata().map_err(failed)?;
+        let mut disk = DirectDisk { file, path: self.path.clone(), bytes, device: device(&metadata), direct };
         disk.try_direct().map_err(failed)?;
         Ok(Some(disk))
     }
@@ -239,9 +236,22 @@ fn holds_a_volume(disk: &Arc<dyn Disk>) -> bool {
     [0, blocks.saturating_sub(1)].iter().any(|at| read_block(&**disk, *at).is_ok_and(holds))
 }
 
+/// The device that it is, or is on.
+fn device(metadata: &Metadata) -> u64 {
+    if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() }
+}
+
+/// What tells a file or device from every other one that exists at the same time. A device has many nodes.
+fn identity(metadata: &Metadata) -> (bool, u64, u64) {
+    let is_device = metadata.file_type().is_block_device();
+    (is_device, device(metadata), if is_device { 0 } else { metadata.ino() })
+}
+
 /// A file or device, open for direct I/O where that can be had.
 struct DirectDisk {
     file: File,
+    /// Where it was when it was opened.
+    path: PathBuf,
     bytes: u64,
     device: u64,
     direct: bool,
@@ -296,5 +306,16 @@ impl Disk for DirectDisk {
 
     fn device(&self) -> Option<u64> {
         Some(self.device)
+    }
+
+    fn displaced(&self) -> io::Result<Option<Displaced>> {
+        match std::fs::metadata(&self.path) {
+            Ok(there) if identity(&there) == identity(&self.file.metadata()?) => Ok(None),
+            Ok(_) => Ok(Some(Displaced::Replaced)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(Some(Displaced::Removed))
+            }
+            Err(error) => Err(error),
+        }
     }
 }

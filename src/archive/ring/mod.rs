@@ -42,7 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use catalogue::{Held, Objects};
-use disk::BLOCK;
+use disk::{BLOCK, Displaced};
 pub(super) use disk::{Disk, Medium};
 use expiry::Forks;
 use identity::{Said, Unfit, check, format, superblocks};
@@ -254,6 +254,7 @@ impl RingStore {
             None => Arc::clone(writing.disk.insert(self.own()?)),
         };
         self.refuse_own_device(&disk)?;
+        self.refuse_displaced(&disk)?;
         let writer = match &mut writing.writer {
             Some(writer) => writer,
             unsettled => {
@@ -292,6 +293,21 @@ impl RingStore {
                 "is on the volume's own device: an archive there would be lost with the volume, and would wait for the \
                  space that it is to free; move it to another device",
             ));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that what is written can be found by the path, and is what is read: an open file outlives its name.
+    fn refuse_displaced(&self, disk: &Arc<dyn Disk>) -> Result<(), StoreError> {
+        for disk in [disk, &self.disk] {
+            let what = match disk.displaced().map_err(|error| self.io("cannot look at it", error))? {
+                None => continue,
+                Some(Displaced::Removed) => "was removed or moved away",
+                Some(Displaced::Replaced) => "was replaced by another one under its name",
+            };
+            return Err(self.said().refused(format!(
+                "{what} while it was open: an object written there would be lost; put it back, or a copy of it"
+            )));
         }
         Ok(())
     }

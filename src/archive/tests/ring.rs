@@ -344,3 +344,26 @@ fn a_file_has_one_writer_and_keeps_off_the_volumes_device() {
     let store: Arc<dyn Store> = Arc::new(reader);
     assert_eq!(store.length(&name(1, 0)).unwrap(), 30_000);
 }
+
+#[test]
+fn a_file_that_was_removed_or_replaced_is_no_store() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (path, away) = (scratch.path().join("ring"), scratch.path().join("away"));
+    fs::write(&path, vec![0; TINY_BYTES]).unwrap();
+    let store = RingStore::create(RingKind::File, &path, &tiny()).unwrap();
+    put(&store, 1, 0, 1000).unwrap();
+    let reader = RingStore::open(RingKind::File, &path, Some(&tiny())).unwrap();
+    fs::rename(&path, &away).unwrap();
+    for refused in [text(put(&store, 2, 0, 1000)), text(store.delete(&name(1, 0)))] {
+        assert!(refused.contains("removed") && refused.contains("put it back"), "{refused}");
+    }
+    // Neither where it was read from nor where it is written to: also when the bytes are the same.
+    fs::copy(&away, &path).unwrap();
+    for store in [&store, &reader] {
+        let refused = text(put(store, 2, 0, 1000));
+        assert!(refused.contains("replaced"), "{refused}");
+    }
+    fs::rename(&away, &path).unwrap();
+    put(&store, 2, 0, 1000).unwrap();
+    assert_eq!(segments(&store), [(1, 0), (2, 0)]);
+}
