@@ -201,9 +201,16 @@ impl RingStore {
         }
         let mut writing = self.writing();
         if writing.writer.is_none() {
-            let loaded = writer::load(&self.disk, &self.ring, false, &mut writing.rescued);
-            let (found, _) = loaded.map_err(|error| self.io("cannot read the catalogue", error))?;
-            *self.objects() = found.objects;
+            let mut load = || writer::load(&self.disk, &self.ring, false, &mut writing.rescued);
+            let mut loaded = load();
+            for _ in 1..LOOKS {
+                if loaded.is_ok() {
+                    break;
+                }
+                // What a writer was changing meanwhile may have looked like damage.
+                loaded = load();
+            }
+            *self.objects() = loaded.map_err(|error| self.io("cannot read the catalogue", error))?.objects;
         }
         Ok(())
     }

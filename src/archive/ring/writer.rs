@@ -31,29 +31,27 @@ pub(super) struct Plan {
 }
 
 /// The catalogue, with what its damaged entries said as far as record headers know. `known` is what was found before.
+/// Beside a writer an object that goes and one that gets its place may both be there.
 pub(super) fn load(
     disk: &Arc<dyn Disk>,
     ring: &RingSuperblock,
     settle: bool,
     known: &mut Rescued,
-) -> io::Result<(Found, Space)> {
+) -> io::Result<Found> {
     let mut found = catalogue::load(disk, ring, settle)?;
-    let mut space = rescue::space_of(ring, &found).map_err(io::Error::other)?;
-    if !found.lost.is_empty() {
-        if !found.lost.iter().all(|slot| known.contains_key(slot)) {
-            log::warn!("{} entries of the catalogue are damaged in both copies", found.lost.len());
-            *known = rescue::scan(disk, ring, &found, &space)?;
-        }
-        for slot in found.lost.clone() {
-            if let Some(entry) = known.get(&slot).cloned().flatten() {
-                found.add(slot, entry);
-            } else {
-                found.free.insert(slot);
-            }
-        }
-        space = rescue::space_of(ring, &found).map_err(io::Error::other)?;
+    if !found.lost.iter().all(|slot| known.contains_key(slot)) {
+        log::warn!("{} entries of the catalogue are damaged in both copies", found.lost.len());
+        let space = rescue::space_of(ring, &found).map_err(io::Error::other)?;
+        *known = rescue::scan(disk, ring, &found, &space)?;
     }
-    Ok((found, space))
+    for slot in found.lost.clone() {
+        if let Some(entry) = known.get(&slot).cloned().flatten() {
+            found.add(slot, entry);
+        } else {
+            found.free.insert(slot);
+        }
+    }
+    Ok(found)
 }
 
 /// What fork records say. One that is damaged is none: what is behind its fork goes later then, and
@@ -79,7 +77,8 @@ impl Writer {
     /// Reads the ring, finishes what a writer before left unfinished, and writes again what is damaged.
     pub(super) fn settle(disk: &Arc<dyn Disk>, ring: &RingSuperblock) -> io::Result<(Self, Objects)> {
         // Never what was found before: this process may have changed it.
-        let (mut found, space) = load(disk, ring, true, &mut Rescued::default())?;
+        let mut found = load(disk, ring, true, &mut Rescued::default())?;
+        let space = rescue::space_of(ring, &found).map_err(io::Error::other)?;
         let sequence = found.sequence + 1;
         for slot in &found.lost {
             found.unsettled.insert(*slot, Entry::free(sequence, 0));

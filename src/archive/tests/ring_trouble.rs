@@ -138,3 +138,24 @@ fn what_the_volume_can_be_rebuilt_from_stays_after_a_rebuild() {
         assert!(kept.iter().all(|name| there.contains(name)), "{there:?}");
     }
 }
+
+#[test]
+fn a_reader_beside_a_writer_finds_no_damage() {
+    let (disk, store) = ring();
+    let store = Arc::new(store);
+    for part in 1..=32 {
+        put(&*store, 1, part, 0).unwrap();
+    }
+    let reader = RingStore::open_on(disk.medium(), Some(&tiny())).unwrap();
+    // An object goes and another one gets its place, both between two blocks of the catalogue.
+    let writer = Arc::clone(&store);
+    let hook: Hook = Box::new(move || {
+        writer.delete(&name(1, 1)).unwrap();
+        put(&*writer, 1, 33, 4096).unwrap();
+        put(&*writer, 1, 34, 0).unwrap();
+    });
+    *disk.hook.lock().unwrap() = Some((BLOCK_BYTES as u64, hook));
+    reader.list().unwrap();
+    assert!(disk.hook.lock().unwrap().is_none());
+    assert_eq!(reader.list().unwrap(), store.list().unwrap());
+}
