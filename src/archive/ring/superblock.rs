@@ -81,8 +81,8 @@ impl RingSuperblock {
         let kept = u64::from(geometry.working_set) + 2;
         let segments = (blocks / u64::from(geometry.segment_blocks)).max(1);
         let least = kept * ENTRIES_A_KEPT_SEGMENT;
-        let entries = (segments * ENTRIES_A_SEGMENT).clamp(least, ENTRIES_MAX.max(least));
-        let entries = entries.next_multiple_of(BLOCK_ENTRIES);
+        let entries = (segments * ENTRIES_A_SEGMENT).max(least).next_multiple_of(BLOCK_ENTRIES);
+        let entries = entries.min(entries_max(geometry));
         let need = kept * object_blocks_max(geometry) + parts_blocks_max(geometry) + 2 + 2 * entries / BLOCK_ENTRIES;
         if blocks < need || blocks > BLOCKS_MAX {
             return Err(need);
@@ -174,10 +174,13 @@ impl RingSuperblock {
         volume[CHECKED..].copy_from_slice(&layout.volume_checksum);
         let volume = Superblock::parse(&volume)?;
         let (blocks, entries) = (layout.blocks.get(), layout.entries.get());
-        if entries == 0 || entries > u64::from(u32::MAX) || !entries.is_multiple_of(BLOCK_ENTRIES) {
+        let most = entries_max(&volume.geometry).min(u64::from(u32::MAX));
+        if entries == 0 || entries > most || !entries.is_multiple_of(BLOCK_ENTRIES) {
             return Err(field("entries", entries));
         }
-        if blocks > BLOCKS_MAX || blocks <= 2 + 2 * (entries / BLOCK_ENTRIES) {
+        // Room for what is never expired: so a large working set, and many entries for it, take a large disk.
+        let kept = (u64::from(volume.geometry.working_set) + 2) * object_blocks_max(&volume.geometry);
+        if blocks > BLOCKS_MAX || blocks < 2 + 2 * (entries / BLOCK_ENTRIES) + kept {
             return Err(field("blocks", blocks));
         }
         let found = Self { store: layout.store, volume, blocks, entries };
@@ -192,6 +195,13 @@ impl RingSuperblock {
             None => Ok(found),
         }
     }
+}
+
+/// Entries of the catalogue of a volume's ring at most, however large it is. More are no ring's: whoever reads a superblock
+/// that says so would read, and remember, what somebody made up.
+fn entries_max(geometry: &Geometry) -> u64 {
+    let least = (u64::from(geometry.working_set) + 2) * ENTRIES_A_KEPT_SEGMENT;
+    ENTRIES_MAX.max(least).next_multiple_of(BLOCK_ENTRIES)
 }
 
 /// Blocks that an object of a segment takes when nothing compresses, its record header included.

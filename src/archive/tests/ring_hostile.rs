@@ -116,3 +116,27 @@ fn entries_and_record_headers_of_anything_are_errors_at_most() {
     }
     assert!(written > 4000);
 }
+
+/// Zeros that cost nothing, with a checksum that is right: billions of entries, all of them damaged.
+#[test]
+fn a_superblock_with_more_entries_than_any_ring_has_is_refused() {
+    let disk = ring();
+    for (entries, fits) in [(1_u64 << 20, true), ((1 << 20) + 32, false), ((1 << 32) - 32, false)] {
+        let hostile = disk.after_crash(Fate::Kept);
+        hostile.alter(|bytes| {
+            let catalogue = entries / 32;
+            let blocks = 2 * catalogue + 2 + 106;
+            let fields = [(56, blocks), (64, entries), (80, 1 + catalogue), (88, blocks - 1 - catalogue)];
+            for (at, value) in fields {
+                bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            }
+            let checksum = Checksum::plain(&bytes[..BLOCK_BYTES - 16]);
+            bytes[BLOCK_BYTES - 16..BLOCK_BYTES].copy_from_slice(&checksum.0);
+            bytes[TINY_BYTES - BLOCK_BYTES..].fill(0);
+        });
+        let refused = RingStore::open_on(hostile.medium(), None).err().unwrap().to_string();
+        // A disk of so many blocks it has not, and that is all that is wrong with the first.
+        assert_eq!(refused.contains("the rest is missing"), fits, "{refused}");
+        assert_eq!(refused.contains("entries"), !fits, "{refused}");
+    }
+}
