@@ -81,7 +81,8 @@ impl Writer {
         let space = rescue::space_of(ring, &found).map_err(io::Error::other)?;
         let sequence = found.sequence + 1;
         for slot in &found.lost {
-            found.unsettled.insert(*slot, Entry::free(sequence, 0));
+            // The older of two that have one name is there to be freed already, with the record header it was found by.
+            found.unsettled.entry(*slot).or_insert(Entry::free(sequence, 0));
         }
         for held in found.objects.values().filter(|held| found.lost.contains(&held.slot)) {
             found.unsettled.insert(held.slot, held.entry());

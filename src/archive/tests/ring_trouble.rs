@@ -159,3 +159,38 @@ fn a_reader_beside_a_writer_finds_no_damage() {
     assert!(disk.hook.lock().unwrap().is_none());
     assert_eq!(reader.list().unwrap(), store.list().unwrap());
 }
+
+/// An object whose entry and record header were both lost was put again elsewhere; then the header can be read again, and
+/// the entry is lost again.
+#[test]
+fn the_older_of_two_that_have_one_name_leaves_no_record_header() {
+    let (disk, store) = ring();
+    put(&store, 1, 0, 4000).unwrap();
+    put(&store, 2, 0, 4000).unwrap();
+    store.delete(&name(1, 0)).unwrap();
+    drop(store);
+    // Two blocks for each: the record header of segment 2, and entry 1 in both copies of the catalogue.
+    let header = 5 * BLOCK_BYTES..6 * BLOCK_BYTES;
+    let entries = [BLOCK_BYTES + 128, TINY_BYTES - 3 * BLOCK_BYTES + 128];
+    let lose = |bytes: &mut [u8]| entries.iter().for_each(|at| bytes[*at..at + 128].fill(0));
+    let mut old = Vec::new();
+    disk.inner.alter(|bytes| {
+        old = bytes[header.clone()].to_vec();
+        bytes[header.clone()].fill(0);
+        lose(bytes);
+    });
+    let store = RingStore::open_on(disk.medium(), None).unwrap();
+    put(&store, 2, 0, 4000).unwrap();
+    drop(store);
+    disk.inner.alter(|bytes| {
+        assert_eq!(old[..8], *b"SALVOLRR");
+        assert_eq!(bytes[3 * BLOCK_BYTES..][..8], *b"SALVOLRR", "it is at another place now");
+        bytes[header.clone()].copy_from_slice(&old);
+        lose(bytes);
+    });
+    let store = RingStore::open_on(disk.medium(), None).unwrap();
+    store.delete(&name(2, 0)).unwrap();
+    drop(store);
+    disk.inner.alter(lose);
+    assert_eq!(RingStore::open_on(disk.medium(), None).unwrap().list().unwrap(), [], "it was deleted and is back");
+}
