@@ -193,6 +193,27 @@ impl Entry {
     }
 }
 
+/// Whether the bytes look like an entry that was changed since its store was made, of a store whose key is not known.
+pub(super) fn looks_used(bytes: &[u8]) -> bool {
+    let Ok(layout) = Layout::ref_from_bytes(bytes) else { return false };
+    let zeros = |range: Range<usize>| bytes[range].iter().all(|byte| *byte == 0);
+    if !(1..=SEQUENCE_MAX).contains(&layout.sequence.get())
+        || zeros(CHECKED..CHECKED + 8)
+        || zeros(CHECKED + 8..ENTRY_BYTES)
+    {
+        return false;
+    }
+    match (layout.state.get(), usize::from(layout.extents.get())) {
+        // All but the sequence and the block that it vacated.
+        (FREE, 0) => zeros(4..8) && zeros(16..64) && zeros(72..CHECKED),
+        (LIVE, count @ 1..=EXTENTS_MAX) => {
+            let blocks = layout.pieces[..count].iter().map(|piece| u64::from(piece.blocks.get())).sum::<u64>();
+            zeros(60..64) && zeros(64 + 12 * count..CHECKED) && blocks == blocks_for(layout.bytes.get())
+        }
+        _ => false,
+    }
+}
+
 /// Whether the pieces of a record are inside `data` and are what its bytes need.
 fn fits(record: &Record, data: &Range<u64>) -> bool {
     let inside = |extent: &Extent| {

@@ -4,16 +4,24 @@ use std::io;
 use std::sync::Arc;
 
 use super::catalogue;
-use super::disk::{BLOCK, Disk, read_block};
-use super::superblock::RingSuperblock;
+use super::disk::{BLOCK, Disk, read_block, write_block};
+use super::entry::{Entry, looks_used};
+use super::superblock::{ENTRY_BYTES, RingSuperblock};
 use crate::archive::StoreError;
 use crate::format::{BLOCK_BYTES, FormatError, Superblock};
 use crate::io::Buffer;
+
+/// Places where a disk may have ended before it grew that are looked at. More would take hours on a disk that turns.
+const ENDS_MAX: u64 = 1 << 16;
+/// The first block of the first copy of the catalogue.
+const CATALOGUE: u64 = 1;
 
 /// Why there is no ring to open on a disk.
 pub(super) enum Unfit {
     /// No magic anywhere.
     None,
+    /// A catalogue that was used, and no superblock.
+    Lost,
     Damaged(FormatError),
     Unreadable(io::Error),
     Short {
@@ -23,29 +31,76 @@ pub(super) enum Unfit {
     Two,
 }
 
-/// The superblock of a disk, and the blocks where it is damaged.
-pub(super) fn superblocks(disk: &Arc<dyn Disk>) -> Result<(RingSuperblock, Vec<u64>), Unfit> {
+/// The superblock at either end of a disk.
+pub(super) fn superblock(disk: &Arc<dyn Disk>) -> Result<RingSuperblock, Unfit> {
     let blocks = disk.bytes() / BLOCK;
     if blocks == 0 {
         return Err(Unfit::None);
     }
-    let read = |at| match read_block(&**disk, at) {
-        Ok(block) => RingSuperblock::parse(block.bytes()).map_err(Unfit::from),
-        Err(error) => Err(Unfit::Unreadable(error)),
-    };
-    let first = read(0);
+    let first = read(&**disk, 0);
     let copy_at = first.as_ref().map_or(blocks, |found| found.blocks.min(blocks)) - 1;
-    let (found, damaged) = match (first, read(copy_at)) {
-        (Ok(first), Ok(copy)) if first == copy => (first, Vec::new()),
-        (Ok(_), Ok(_)) => return Err(Unfit::Two),
-        (Ok(one), Err(_)) => (one, vec![copy_at]),
-        (Err(_), Ok(one)) => (one, vec![0]),
+    let found = match (first, read(&**disk, copy_at)) {
+        (Ok(first), Ok(copy)) if first != copy => return Err(Unfit::Two),
+        (Ok(one), _) | (Err(_), Ok(one)) => one,
+        (Err(Unfit::None), Err(Unfit::None)) if has_catalogue(disk) => return Err(Unfit::Lost),
         (Err(Unfit::None), Err(unfit)) | (Err(unfit), Err(_)) => return Err(unfit),
     };
     if found.blocks > blocks {
         return Err(Unfit::Short { have: blocks * BLOCK, need: found.blocks * BLOCK });
     }
-    Ok((found, damaged))
+    Ok(found)
+}
+
+/// The superblock of a disk, also of one that has grown since any writer saw it and of which the first block is damaged:
+/// where the copy is then, nothing says.
+pub(super) fn find(disk: &Arc<dyn Disk>) -> Result<RingSuperblock, Unfit> {
+    match superblock(disk) {
+        Err(unfit @ (Unfit::Lost | Unfit::Damaged(_) | Unfit::Unreadable(_))) => search(disk).ok_or(unfit),
+        other => other,
+    }
+}
+
+/// Where superblocks are to be and are not: at both ends of the ring, and at the end of a disk that is larger.
+pub(super) fn lacking(disk: &Arc<dyn Disk>, ring: &RingSuperblock) -> Vec<u64> {
+    let mut places = vec![0, ring.blocks - 1, disk.bytes() / BLOCK - 1];
+    places.dedup();
+    places.retain(|at| !read(&**disk, *at).is_ok_and(|found| found == *ring));
+    places
+}
+
+/// Writes the superblock to a place that lacks it: another one is whole, and all that is needed.
+pub(super) fn write_again(disk: &Arc<dyn Disk>, ring: &RingSuperblock, at: u64, said: &Said) {
+    let what = if at < ring.blocks { "is damaged" } else { "is missing: the disk has grown" };
+    match write_block(&**disk, at, &ring.encode()).and_then(|()| disk.sync()) {
+        Ok(()) => log::warn!("{}: the superblock in block {at} {what}: written again", said.0),
+        Err(error) => log::warn!("{}: the superblock in block {at} {what}: {error}", said.0),
+    }
+}
+
+fn read(disk: &dyn Disk, at: u64) -> Result<RingSuperblock, Unfit> {
+    match read_block(disk, at) {
+        Ok(block) => RingSuperblock::parse(block.bytes()).map_err(Unfit::from),
+        Err(error) => Err(Unfit::Unreadable(error)),
+    }
+}
+
+/// Whether a store's catalogue is there, whosever, in which there ever was anything.
+fn has_catalogue(disk: &Arc<dyn Disk>) -> bool {
+    let used = |block: Buffer| block.bytes().chunks_exact(ENTRY_BYTES).any(looks_used);
+    disk.bytes() / BLOCK > CATALOGUE && read_block(&**disk, CATALOGUE).is_ok_and(used)
+}
+
+/// Looks for a superblock where the disk may have ended: at every block of a small one, at round sizes of a large one. It
+/// is the one when the catalogue is that store's, which former stores' are not, nor what an object has inside.
+fn search(disk: &Arc<dyn Disk>) -> Option<RingSuperblock> {
+    let catalogue = read_block(&**disk, CATALOGUE).ok()?;
+    let blocks = disk.bytes() / BLOCK;
+    let step = blocks.div_ceil(ENDS_MAX).next_power_of_two();
+    (step..=blocks).step_by(usize::try_from(step).ok()?).find_map(|end| {
+        let found = read(&**disk, end - 1).ok().filter(|found| found.blocks == end)?;
+        let mut entries = catalogue.bytes().chunks_exact(ENTRY_BYTES).zip(0..);
+        entries.any(|(bytes, slot)| Entry::parse(bytes, &found, slot).is_some()).then_some(found)
+    })
 }
 
 impl From<FormatError> for Unfit {
@@ -109,6 +164,10 @@ impl Said {
     pub(super) fn unfit(&self, unfit: Unfit) -> StoreError {
         match unfit {
             Unfit::None => self.refused("there is no store: neither the first block nor the last is a superblock"),
+            Unfit::Lost => self.refused(
+                "there was a store, and no superblock of it is found: if the disk has grown, give it the size that it had; \
+                 erase it (blkdiscard -z, or remove the file) when nobody needs that archive",
+            ),
             Unfit::Damaged(error) => {
                 self.refused(format!("there is a store, both of whose superblocks are damaged: {error}"))
             }

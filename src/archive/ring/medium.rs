@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::disk::{BLOCK, Disk, Displaced, Medium, read_block};
-use super::identity::{Said, Unfit, superblocks};
+use super::identity::{Said, Unfit, superblock};
 use super::superblock::RingSuperblock;
 use crate::archive::StoreError;
 use crate::archive::devices::rests_on;
@@ -108,9 +108,9 @@ impl Place {
             let have = disk.bytes();
             return Err(said.refused(format!("exists, with {have} bytes: a --backing-size must be that, or left out")));
         }
-        match superblocks(&disk) {
+        match superblock(&disk) {
             Err(Unfit::None) => {}
-            Ok((found, _)) => {
+            Ok(found) => {
                 let Superblock { uuid, name, .. } = &found.volume;
                 return Err(said.refused(format!(
                     "the store belongs to volume {uuid} ({name}): give another {}",

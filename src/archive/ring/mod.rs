@@ -45,7 +45,7 @@ use catalogue::{Held, Objects};
 use disk::{BLOCK, Displaced};
 pub(super) use disk::{Disk, Medium};
 use expiry::Forks;
-use identity::{Said, Unfit, check, format, superblocks};
+use identity::{Said, Unfit, check, find, format, lacking, superblock, write_again};
 use medium::Place;
 pub use medium::{Provision, RingKind};
 use rescue::Rescued;
@@ -116,10 +116,12 @@ impl RingStore {
     /// What the file or device at `path` holds of a ring, as a phrase.
     pub fn recognise(path: &Path) -> Option<String> {
         let kind = if path.is_file() { RingKind::File } else { RingKind::Device };
-        match superblocks(&Place::new(kind, path).look().ok()?) {
-            Ok((found, _)) => Some(format!("the archive of volume {} ({})", found.volume.name, found.volume.uuid)),
+        match superblock(&Place::new(kind, path).look().ok()?) {
+            Ok(found) => Some(format!("the archive of volume {} ({})", found.volume.name, found.volume.uuid)),
             Err(Unfit::None | Unfit::Unreadable(_)) => None,
-            Err(Unfit::Damaged(_) | Unfit::Short { .. } | Unfit::Two) => Some("a damaged salvol archive".to_owned()),
+            Err(Unfit::Lost | Unfit::Damaged(_) | Unfit::Short { .. } | Unfit::Two) => {
+                Some("a damaged salvol archive".to_owned())
+            }
         }
     }
 
@@ -131,8 +133,8 @@ impl RingStore {
     pub(super) fn create_on(medium: Box<dyn Medium>, volume: &Superblock, store: [u8; 16]) -> Result<Self, StoreError> {
         let said = Said(medium.spec());
         let disk = medium.own()?;
-        match superblocks(&disk) {
-            Ok((found, _)) => check(&said, &found.volume, volume)?,
+        match find(&disk) {
+            Ok(found) => check(&said, &found.volume, volume)?,
             Err(Unfit::None) => {
                 let ring = RingSuperblock::plan(store, volume, disk.bytes() / BLOCK)
                     .map_err(|need| said.too_small(disk.bytes(), need))?;
@@ -147,7 +149,7 @@ impl RingStore {
     pub(super) fn open_on(medium: Box<dyn Medium>, volume: Option<&Superblock>) -> Result<Self, StoreError> {
         let said = Said(medium.spec());
         let disk = medium.look()?;
-        let (ring, _) = superblocks(&disk).map_err(|unfit| said.unfit(unfit))?;
+        let ring = find(&disk).map_err(|unfit| said.unfit(unfit))?;
         if let Some(volume) = volume {
             check(&said, &ring.volume, volume)?;
         }
@@ -279,16 +281,11 @@ impl RingStore {
     fn own(&self) -> Result<Arc<dyn Disk>, StoreError> {
         let said = self.said();
         let disk = self.medium.own()?;
-        let (found, damaged) = superblocks(&disk).map_err(|unfit| said.unfit(unfit))?;
-        if found != self.ring {
+        if find(&disk).map_err(|unfit| said.unfit(unfit))? != self.ring {
             return Err(said.refused("is another store now than when it was opened"));
         }
-        for block in damaged {
-            // The other copy is whole, and all that is needed.
-            match disk::write_block(&*disk, block, &self.ring.encode()).and_then(|()| disk.sync()) {
-                Ok(()) => log::warn!("{}: the superblock in block {block} was damaged, and is written again", said.0),
-                Err(error) => log::warn!("{}: the superblock in block {block} is damaged: {error}", said.0),
-            }
+        for block in lacking(&disk, &self.ring) {
+            write_again(&disk, &self.ring, block, &said);
         }
         Ok(disk)
     }

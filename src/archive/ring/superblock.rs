@@ -1,4 +1,5 @@
-//! The ring's own superblock: whose store this is, and where its parts are. First and last block of the disk.
+//! The ring's own superblock: whose store this is, and where its parts are. First and last block of the
+//! ring, and last block of a disk that has grown.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

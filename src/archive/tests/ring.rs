@@ -166,6 +166,9 @@ fn without_superblocks_there_is_no_store_and_nothing_is_made() {
         bytes[..4096].fill(0);
         bytes[TINY_BYTES - 4096..].fill(7);
     });
+    assert!(text(RingStore::open_on(disk.medium(), None)).contains("there was a store"));
+    assert!(text(RingStore::create_on(disk.medium(), &tiny(), [2; 16])).contains("there was a store"));
+    disk.alter(|bytes| bytes[4096..8192].fill(0));
     assert!(text(RingStore::open_on(disk.medium(), None)).contains("there is no store"));
 }
 
@@ -176,7 +179,7 @@ fn what_a_former_store_left_is_not_taken_for_an_object() {
         put(&store, segment, 0, 30_000).unwrap();
     }
     disk.alter(|bytes| {
-        bytes[..4096].fill(0);
+        bytes[..8192].fill(0);
         bytes[TINY_BYTES - 4096..].fill(0);
     });
     let store = RingStore::create_on(disk.medium(), &tiny(), [2; 16]).unwrap();

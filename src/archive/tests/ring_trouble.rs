@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::faulty::FaultyDisk;
+use super::faulty::{Fate, FaultyDisk};
 use super::ring_crash::{TINY_BYTES, content, name, tiny};
 use crate::archive::ring::{Disk, Medium};
 use crate::archive::{ForkRecord, ObjectName, RingStore, Store, StoreError};
@@ -193,4 +193,62 @@ fn the_older_of_two_that_have_one_name_leaves_no_record_header() {
     drop(store);
     disk.inner.alter(lose);
     assert_eq!(RingStore::open_on(disk.medium(), None).unwrap().list().unwrap(), [], "it was deleted and is back");
+}
+
+#[test]
+fn one_superblock_is_enough_on_a_disk_that_has_grown() {
+    let inner = FaultyDisk::new(3 * TINY_BYTES);
+    let store = RingStore::create_on(Bad::new(&inner, TINY_BYTES).medium(), &tiny(), [1; 16]).unwrap();
+    put(&store, 1, 0, 1000).unwrap();
+    drop(store);
+    let grown = Bad::new(&inner, 2 * TINY_BYTES);
+    let open = |disk: &Bad| RingStore::open_on(disk.medium(), Some(&tiny()));
+    open(&grown).unwrap();
+    // Before any writer has seen it as large as that.
+    inner.alter(|bytes| bytes[..BLOCK_BYTES].fill(0));
+    let store = open(&grown).unwrap();
+    put(&store, 2, 0, 1000).unwrap();
+    drop(store);
+    // It was written again, and to the end of the disk too: neither of the others is needed.
+    inner.alter(|bytes| {
+        assert_eq!(bytes[..BLOCK_BYTES], bytes[2 * TINY_BYTES - BLOCK_BYTES..2 * TINY_BYTES]);
+        bytes[..BLOCK_BYTES].fill(0);
+        bytes[TINY_BYTES - BLOCK_BYTES..TINY_BYTES].fill(0);
+    });
+    let store = open(&grown).unwrap();
+    put(&store, 3, 0, 1000).unwrap();
+    assert_eq!(store.list().unwrap().len(), 3);
+    // A writer has put all of them right; what is larger still gets another one.
+    let larger = Bad::new(&inner, 3 * TINY_BYTES);
+    put(&open(&larger).unwrap(), 4, 0, 1000).unwrap();
+    inner.alter(|bytes| {
+        for at in [TINY_BYTES, 2 * TINY_BYTES, 3 * TINY_BYTES] {
+            assert_eq!(bytes[..BLOCK_BYTES], bytes[at - BLOCK_BYTES..at], "the copy that ends at {at}");
+        }
+    });
+}
+
+#[test]
+fn where_a_store_was_none_is_made() {
+    let (disk, store) = ring();
+    drop(store);
+    let erase = |bytes: &mut [u8]| {
+        bytes[..BLOCK_BYTES].fill(0);
+        bytes[TINY_BYTES - BLOCK_BYTES..].fill(0);
+    };
+    // Nothing is lost with a store in which nothing ever was.
+    disk.inner.alter(erase);
+    let store = RingStore::create_on(disk.medium(), &tiny(), [2; 16]).unwrap();
+    put(&store, 1, 0, 1000).unwrap();
+    drop(store);
+    for empty in [false, true] {
+        if empty {
+            RingStore::open_on(disk.medium(), None).unwrap().delete(&name(1, 0)).unwrap();
+        }
+        let kept = Bad::new(&disk.inner.after_crash(Fate::Kept), TINY_BYTES);
+        kept.inner.alter(erase);
+        let error = RingStore::create_on(kept.medium(), &tiny(), [3; 16]).err().unwrap().to_string();
+        assert!(error.contains("no superblock of it is found") && error.contains("blkdiscard"), "{error}");
+        kept.inner.alter(|bytes| assert!(bytes[..BLOCK_BYTES].iter().all(|byte| *byte == 0)));
+    }
 }
