@@ -58,7 +58,7 @@ pub use reader::ArchivedSegment;
 pub(crate) use ring::RING_PARTS;
 pub use ring::{Provision, RingKind, RingStore};
 pub use spec::{Spec, SpecError, create_store, open_store, prepare_store, store_identity};
-pub use store::{Fill, ObjectName, Store, StoreError};
+pub use store::{Fill, Lease, ObjectName, Store, StoreError};
 pub use table::{Frame, FrameTable};
 pub use verify::damaged_blocks;
 

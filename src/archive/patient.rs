@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Fill, ObjectName, Spec, Store, StoreError, open_store};
+use super::{Fill, Lease, ObjectName, Spec, Store, StoreError, open_store};
 use crate::format::Superblock;
 
 /// A store that is opened when it can be.
@@ -13,12 +13,19 @@ pub struct PatientStore {
     volume: Superblock,
     open: Mutex<Option<Arc<dyn Store>>>,
     forbidden: Mutex<Option<u64>>,
+    lease: Mutex<Option<Lease>>,
 }
 
 impl PatientStore {
     /// The store of `volume` that `spec` names; `None` for [`Spec::None`].
     pub fn new(spec: Spec, volume: Superblock) -> Option<Self> {
-        (spec != Spec::None).then(|| Self { spec, volume, open: Mutex::default(), forbidden: Mutex::default() })
+        (spec != Spec::None).then(|| Self {
+            spec,
+            volume,
+            open: Mutex::default(),
+            forbidden: Mutex::default(),
+            lease: Mutex::default(),
+        })
     }
 
     fn with<T>(&self, call: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -41,6 +48,9 @@ impl PatientStore {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = *self.forbidden.lock().unwrap_or_else(PoisonError::into_inner) {
             store.forbid_device(device);
+        }
+        if let Some(lease) = &*self.lease.lock().unwrap_or_else(PoisonError::into_inner) {
+            store.lease(Arc::clone(lease));
         }
         *open = Some(Arc::clone(&store));
         Ok(store)
@@ -80,6 +90,13 @@ impl Store for PatientStore {
         *self.forbidden.lock().unwrap_or_else(PoisonError::into_inner) = Some(device);
         if let Some(store) = &*self.open.lock().unwrap_or_else(PoisonError::into_inner) {
             store.forbid_device(device);
+        }
+    }
+
+    fn lease(&self, lease: Lease) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&lease));
+        if let Some(store) = &*self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+            store.lease(lease);
         }
     }
 

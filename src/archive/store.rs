@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::format::{SegmentNumber, Uuid};
 
@@ -44,6 +45,9 @@ pub struct Fill {
     pub capacity: u64,
 }
 
+/// Says from which segment on somebody reads the past, who would miss what is expired.
+pub type Lease = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
+
 /// Keeps objects under names, durably. Called by archiver threads: every method may block.
 pub trait Store: Send + Sync + 'static {
     /// Stores `bytes` under `name`, durable when it returns. The same bytes again are fine; other bytes are a `Conflict`.
@@ -75,6 +79,9 @@ pub trait Store: Send + Sync + 'static {
     /// Tells the store which block device (`st_rdev`) it serves. A store that keeps its objects in a file system refuses
     /// every later `put` while that file system is on this device: the put would wait for the space that it is to free.
     fn forbid_device(&self, _device: u64) {}
+
+    /// Tells a store that expires objects whom to ask before: from the segment that the answer names on none goes.
+    fn lease(&self, _lease: Lease) {}
 
     /// The store's SPEC, for people.
     fn spec(&self) -> String;

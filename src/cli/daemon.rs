@@ -90,6 +90,8 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
             ublk::ServerError::Primary(_) => error.into(),
             _ => early(error.into()),
         })?;
+    let (views, uuid) = (runs.clone(), server.superblock().uuid.to_string());
+    server.lease(Arc::new(move || views.leased_from(&uuid)));
     let recovers = arguments.recover.is_some();
     // Two daemons that ask for the same number could delete each other's device.
     let numbers = if recovers { None } else { Some(runs.lock_numbers().map_err(|error| early(error.into()))?) };

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::format::SegmentNumber;
+
 /// Names the directory of run files in place of `/run/salvol`, for tests.
 const DIRECTORY_VARIABLE: &str = "SALVOL_RUN_DIR";
 const DIRECTORY: &str = "/run/salvol";
@@ -184,6 +186,14 @@ impl RunDir {
     }
 }
 
+impl RunDir {
+    /// The oldest segment that a live view of the past of volume `uuid` may read. Views of which that cannot be told count.
+    pub fn leased_from(&self, uuid: &str) -> Option<SegmentNumber> {
+        let views = self.all().into_iter().filter(|run| run.uuid == uuid && self.is_locked(&run.name).unwrap_or(true));
+        views.filter_map(|run| run.needs_from).min().map(SegmentNumber)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +231,26 @@ mod tests {
             fs::write(directory.path().join(name), text).expect("written");
         }
         assert_eq!(runs.all(), [run("good")]);
+    }
+
+    #[test]
+    fn a_view_leases_what_it_needs_while_it_lives() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runs = RunDir(directory.path().to_owned());
+        for (name, uuid, needs_from) in
+            [("v@p9", "a", Some(9)), ("v@p4", "a", Some(4)), ("w@p1", "b", Some(1)), ("v", "a", None)]
+        {
+            let run = RunFile { uuid: uuid.to_owned(), needs_from, ..run(name) };
+            fs::write(runs.json(name), serde_json::to_string(&run).expect("json")).expect("written");
+        }
+        assert_eq!(runs.leased_from("a"), None, "none of them lives");
+        let [nine, four, _volume] =
+            ["v@p9", "v@p4", "v"].map(|name| runs.lock(name, Duration::ZERO).expect("possible"));
+        assert_eq!(runs.leased_from("a"), Some(SegmentNumber(4)));
+        drop(four);
+        assert_eq!(runs.leased_from("a"), Some(SegmentNumber(9)));
+        drop(nine);
+        assert_eq!(runs.leased_from("a"), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use super::driver::{self, describe, errno, mark};
 use super::owner::{self, News, Opened, Plan};
 use super::{DeviceState, DriverError};
-use crate::archive::{Spec, SpecError, StoreError};
+use crate::archive::{Lease, Spec, SpecError, StoreError};
 use crate::control::{Mailbox, Message, Order, SuperblockError};
 use crate::format::{BLOCK_BYTES, SegmentNumber, Superblock};
 use crate::history::{HistoryError, Source, Writable};
@@ -180,6 +180,13 @@ impl Server {
     /// What is shown, when it is a view of the past.
     pub fn view(&self) -> Option<&Shown> {
         self.opened.view.as_ref()
+    }
+
+    /// Whom the store is to ask before it expires anything.
+    pub fn lease(&self, lease: Lease) {
+        if let Some(store) = &self.opened.store {
+            store.lease(lease);
+        }
     }
 
     /// Adds the device, or takes it over, and starts it. `announce` is told its number in between: when this process dies

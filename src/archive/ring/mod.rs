@@ -54,8 +54,8 @@ use superblock::RingSuperblock;
 use writer::{Plan, Writer};
 
 use super::devices::rests_on;
-use super::{Fill, ForkRecord, ObjectName, Store, StoreError};
-use crate::format::Superblock;
+use super::{Fill, ForkRecord, Lease, ObjectName, Store, StoreError};
+use crate::format::{SegmentNumber, Superblock};
 
 /// How often a reader starts again when what it read moved meanwhile.
 const LOOKS: usize = 3;
@@ -77,6 +77,8 @@ pub struct RingStore {
     writing: Mutex<Writing>,
     /// The volume's own device, 0 while it is not known.
     forbidden: AtomicU64,
+    /// Whom to ask before anything is expired.
+    lease: Mutex<Option<Lease>>,
 }
 
 /// What whoever writes, or reads the catalogue again, holds.
@@ -161,6 +163,7 @@ impl RingStore {
             settled: AtomicBool::new(false),
             writing: Mutex::default(),
             forbidden: AtomicU64::new(0),
+            lease: Mutex::default(),
         };
         store.refresh()?;
         Ok(store)
@@ -352,6 +355,15 @@ impl RingStore {
 
     fn full(&self, writer: &Writer, name: &ObjectName, bytes: usize) -> StoreError {
         let (used, capacity) = writer.fill();
+        if let Some(from) = self.leased_from() {
+            return self.said().refused(format!(
+                "the store is full: {} of {} bytes are used, and what could be expired is read by a view of the past, which needs \
+                 segment {from} and all that are newer; nothing was lost; detach the view (`salvol list` shows it), or move the \
+                 archive to a larger device or file",
+                used * BLOCK,
+                capacity * BLOCK
+            ));
+        }
         self.said().refused(format!(
             "the store is full: {} of {} bytes are used, and object {name} of {bytes} bytes does not fit without expiring \
              one of the newest {} segments, which are never expired; nothing was lost; move the archive to a larger \
@@ -362,9 +374,16 @@ impl RingStore {
         ))
     }
 
+    /// The segment from which on somebody reads the past.
+    fn leased_from(&self) -> Option<SegmentNumber> {
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        lease.and_then(|lease| lease())
+    }
+
     /// Where the object goes, and what goes for it. Only when something has to, the fork records are read.
     fn plan(&self, disk: &Arc<dyn Disk>, writer: &Writer, name: &ObjectName, bytes: &[u8]) -> Option<Plan> {
-        let plan_with = |forks: &Forks| writer.plan(&self.ring, &self.objects(), forks, name, bytes);
+        let leased = self.leased_from();
+        let plan_with = |forks: &Forks| writer.plan(&self.ring, &self.objects(), forks, leased, name, bytes);
         let plan = plan_with(&Forks::new());
         if plan.as_ref().is_some_and(|plan| plan.expired.is_empty()) {
             return plan;
@@ -456,6 +475,10 @@ impl Store for RingStore {
 
     fn forbid_device(&self, device: u64) {
         self.forbidden.store(device, Ordering::Relaxed);
+    }
+
+    fn lease(&self, lease: Lease) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease);
     }
 
     fn spec(&self) -> String {

@@ -14,7 +14,7 @@ use super::room::{is_whole, room_for};
 use super::space::Space;
 use super::superblock::RingSuperblock;
 use crate::archive::{FORK_RECORD_BYTES, ForkRecord, ObjectName};
-use crate::format::block_crc;
+use crate::format::{SegmentNumber, block_crc};
 
 /// What a writer knows of a ring while everything on the disk is settled. After any error it is made again from the disk.
 pub(super) struct Writer {
@@ -95,12 +95,13 @@ impl Writer {
     }
 
     /// Room for an object of these bytes; `None` when there would be none if everything went that may. `forks` say what may go
-    /// first.
+    /// first; from segment `leased` on nothing goes.
     pub(super) fn plan(
         &self,
         ring: &RingSuperblock,
         objects: &Objects,
         forks: &Forks,
+        leased: Option<SegmentNumber>,
         name: &ObjectName,
         bytes: &[u8],
     ) -> Option<Plan> {
@@ -115,7 +116,8 @@ impl Writer {
             if room.is_none() {
                 let rest = rest.get_or_insert_with(|| {
                     let names: Vec<_> = objects.iter().map(|(name, held)| (*name, held.sequence)).collect();
-                    victims(&names, forks, ring.volume.geometry.working_set).into_iter()
+                    let victims = victims(&names, forks, ring.volume.geometry.working_set).into_iter();
+                    victims.filter(|name| leased.is_none_or(|from| name.segment < from)).collect::<Vec<_>>().into_iter()
                 });
                 next = rest.next();
                 if next.is_none() {

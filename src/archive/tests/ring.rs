@@ -12,7 +12,7 @@ use super::faulty::{FaultyDisk, SECTOR};
 use super::ring_crash::{TINY_BYTES, content, name, tiny};
 use crate::archive::ring::Disk;
 use crate::archive::{Provision, RingKind, RingStore, Spec, Store, StoreError, open_store, prepare_store};
-use crate::format::{Geometry, Key, Superblock, Uuid};
+use crate::format::{Geometry, Key, SegmentNumber, Superblock, Uuid};
 
 fn ring() -> (FaultyDisk, RingStore) {
     let disk = FaultyDisk::new(TINY_BYTES);
@@ -67,6 +67,28 @@ fn the_oldest_go_and_the_newest_stay_until_it_is_full() {
     assert_eq!(segments(&store).len(), there.len() + 1);
     parts.for_each(|part| store.delete(&name(21, part)).unwrap());
     assert!(text(put(&store, 22, 0, 500_000)).contains("full"));
+}
+
+#[test]
+fn what_somebody_reads_is_not_expired() {
+    let (_, store) = ring();
+    for segment in 1..=4 {
+        put(&store, segment, 0, 36_000).unwrap();
+    }
+    let from = Arc::new(AtomicU64::new(2));
+    let asked = Arc::clone(&from);
+    store.lease(Arc::new(move || Some(SegmentNumber(asked.load(Ordering::Relaxed))).filter(|from| from.0 > 0)));
+    // The first may go, no other.
+    put(&store, 5, 0, 36_000).unwrap();
+    // There is some room that parts could have had.
+    let (last, full) = (6..20).find_map(|segment| Some((segment, put(&store, segment, 0, 36_000).err()?))).unwrap();
+    let full = full.to_string();
+    assert!(full.contains("view of the past") && full.contains("segment 2"), "{full}");
+    let there: Vec<_> = (2..last).map(|segment| (segment, 0)).collect();
+    assert_eq!(segments(&store), there);
+    from.store(0, Ordering::Relaxed);
+    put(&store, last, 0, 36_000).unwrap();
+    assert!(segments(&store).len() <= there.len() && segments(&store).last() == Some(&(last, 0)));
 }
 
 #[test]
