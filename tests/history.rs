@@ -292,6 +292,157 @@ impl Store for Counting {
     }
 }
 
+/// A store that does not give some of its objects.
+struct Denying(Arc<dyn Store>, Vec<SegmentNumber>);
+
+impl Denying {
+    fn allow(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let source = std::io::Error::from_raw_os_error(13);
+        let denied = StoreError::Io { store: self.spec(), what: format!("cannot read object {name}"), source };
+        if self.1.contains(&name.segment) { Err(denied) } else { Ok(()) }
+    }
+}
+
+impl Store for Denying {
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+        self.0.put(name, bytes)
+    }
+    fn get(&self, name: &ObjectName, range: std::ops::Range<u64>) -> Result<Vec<u8>, StoreError> {
+        self.allow(name).and_then(|()| self.0.get(name, range))
+    }
+    fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {
+        self.allow(name).and_then(|()| self.0.length(name))
+    }
+    fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
+        self.0.list()
+    }
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.0.delete(name)
+    }
+    fn spec(&self) -> String {
+        self.0.spec()
+    }
+}
+
+/// Makes the header of an object what no reader takes.
+fn spoil(rig: &Rig, segment: u64) {
+    let path = file_of(rig, &object(rig, segment));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+}
+
+/// A volume at rest with a labelled point in each segment or so, all of it archived.
+fn labelled(seed: u64) -> Option<Rig> {
+    let mut rig = Rig::new(ArchiveAt::Seal, true, seed)?;
+    for point in 0..40 {
+        rig.steps(20);
+        rig.synch(&format!("point {point}"));
+    }
+    rig.settle();
+    rig.close();
+    Some(rig)
+}
+
+const FUTURE: &str = "2999-01-01T00:00:00Z";
+
+#[test]
+fn nobody_gets_an_older_state_than_he_asked_for() {
+    let Some(rig) = labelled(30) else { return };
+    let open = || Source::open_spec(&rig.spec).unwrap();
+    let infos = open().points().unwrap().points;
+    let newest = infos.last().unwrap().clone();
+    let victim = newest.segment;
+    // The last one that is before the damage.
+    let whole = infos.iter().rfind(|info| info.segment < victim).unwrap().clone();
+    let rank = infos.iter().position(|info| info.id == whole.id).unwrap();
+    assert_eq!(open().resolve("latest").unwrap().position.0, newest.position);
+    let asked = ["latest", FUTURE, &newest.label, &newest.id, &newest.position.to_string(), &newest.time, "nobody"];
+
+    // The store does not give it: nothing is known of what is in it.
+    let store: Arc<dyn Store> = Arc::new(Denying(rig.store(), vec![victim]));
+    let source = Source::open_store(rig.volume.clone(), Some(store)).unwrap();
+    for at in asked {
+        let error = source.resolve(at).unwrap_err();
+        assert!(!error.is_no_point() && !error.is_corruption(), "{at}: {error}");
+        assert!(
+            error.to_string().contains("Permission denied") && !error.to_string().contains("damaged"),
+            "{at}: {error}"
+        );
+    }
+    assert!(source.points().is_err());
+    comes_back(&source, &whole.id, &rig.path("out"), &rig.points[rank].1);
+
+    // It is damaged.
+    let good = std::fs::read(file_of(&rig, &object(&rig, victim.0))).unwrap();
+    spoil(&rig, victim.0);
+    let source = open();
+    for at in asked {
+        let error = source.resolve(at).unwrap_err();
+        assert!(error.is_corruption() && !error.is_no_point(), "{at}: {error}");
+        assert!(error.to_string().contains(&format!("segment {victim} is damaged in the archive")), "{at}: {error}");
+    }
+    let listed = source.points().unwrap().points;
+    assert!(
+        listed.iter().all(|info| info.segment != victim) && listed.contains(&whole),
+        "what can be restored is listed"
+    );
+    for at in [&whole.id, &whole.label] {
+        comes_back(&source, at, &rig.path("out"), &rig.points[rank].1);
+    }
+    assert_eq!(source.resolve(&infos[0].time).unwrap().segment, infos[0].segment);
+    std::fs::write(file_of(&rig, &object(&rig, victim.0)), good).unwrap();
+
+    // One in the middle is damaged, and one is missing: what lies in it, or behind it within its reach, says so.
+    let middle = infos[20].clone();
+    let after = infos.iter().find(|info| info.segment > middle.segment).unwrap();
+    spoil(&rig, middle.segment.0);
+    let source = open();
+    for at in [&middle.id, &middle.label, &middle.time] {
+        assert!(source.resolve(at).unwrap_err().is_corruption(), "{at}");
+    }
+    assert_eq!(source.resolve("latest").unwrap().position.0, newest.position, "it does not need it");
+    assert_eq!(source.resolve(&after.position.to_string()).unwrap().position.0, after.position);
+    rig.store().delete(&object(&rig, middle.segment.0)).unwrap();
+    let source = open();
+    for at in [&middle.id, &middle.position.to_string(), &middle.time] {
+        let error = source.resolve(at).unwrap_err();
+        assert!(matches!(error, HistoryError::Gone { segment, .. } if segment == middle.segment), "{at}: {error}");
+    }
+
+    // What the newest point needs is damaged: it is not another one that is meant.
+    spoil(&rig, victim.0 - 2);
+    let error = open().resolve("latest").unwrap_err();
+    assert!(error.is_corruption() && error.to_string().contains(&format!("segment {} is", victim.0 - 2)), "{error}");
+    rig.store().delete(&object(&rig, victim.0 - 2)).unwrap();
+    let error = open().resolve("latest").unwrap_err();
+    assert!(matches!(error, HistoryError::Gone { segment, .. } if segment.0 == victim.0 - 2), "{error}");
+
+    // Nothing can be read.
+    for (name, _) in rig.store().list().unwrap() {
+        spoil(&rig, name.segment.0);
+    }
+    let source = open();
+    for at in [&infos[0].id, "latest", "1", &infos[0].time, &infos[0].label] {
+        let error = source.resolve(at).unwrap_err();
+        assert!(error.is_corruption() && !error.is_no_point(), "{at}: {error}");
+    }
+}
+
+#[test]
+fn what_names_no_point_is_wrong_usage() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 31) else { return };
+    rig.steps(10);
+    rig.synch("");
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    for (at, says) in [("", "an empty POINT"), ("2026-11-25T02:29:39", "add Z or an offset"), ("2026-11-25", "add Z")] {
+        let error = source.resolve(at).unwrap_err();
+        assert!(error.is_usage() && !error.is_no_point() && error.to_string().contains(says), "{at}: {error}");
+    }
+    let last = source.resolve(FUTURE).unwrap();
+    assert!(last.position >= rig.points[0].0.position, "the newest position there is");
+}
+
 /// The newest point is found without reading the whole archive.
 #[test]
 fn latest_reads_only_the_newest_segments() {

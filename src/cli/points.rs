@@ -61,7 +61,9 @@ pub(super) fn open(text: &str) -> Result<History, Failure> {
 
 /// The exit code that an error of the past deserves.
 pub(super) fn failure(error: HistoryError) -> Failure {
-    if error.is_no_point() {
+    if error.is_usage() {
+        Failure::usage(error)
+    } else if error.is_no_point() {
         Failure::no_point(error)
     } else if error.is_corruption() {
         Failure::corrupt(error)

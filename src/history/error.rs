@@ -38,6 +38,16 @@ pub enum HistoryError {
     /// Nothing is called so, or was ever there.
     #[error("{what}")]
     NoPoint { what: String },
+    /// No point could ever be called so.
+    #[error("{what}")]
+    NotAPoint { what: String },
+    /// It may be in what could not be read.
+    #[error("{what}; not everything could be read: {source}")]
+    Unread { what: String, source: Box<HistoryError> },
+    #[error(
+        "the log on the primary seems to end in segment {segment}, and goes on: {what}. An older point or position can be asked for"
+    )]
+    CutShort { segment: SegmentNumber, what: String },
     /// It may be in a store that cannot be asked now.
     #[error("{what}; it may be in {store}, which cannot be reached")]
     Unreachable { what: String, store: String },
@@ -73,6 +83,23 @@ impl HistoryError {
         matches!(self, Self::NoPoint { .. } | Self::Gone { .. })
     }
 
+    /// Whether nothing could ever be called so: wrong usage.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::NotAPoint { .. })
+    }
+
+    /// An object that the store does not give is not known to be damaged.
+    pub(super) fn plain(self) -> Self {
+        match self {
+            Self::DamagedObject { source: ArchiveError::Store(error), .. }
+                if !matches!(error, StoreError::Missing { .. }) =>
+            {
+                error.into()
+            }
+            other => other,
+        }
+    }
+
     /// Whether the store failed, rather than what is in it.
     pub(super) fn is_of_store(&self) -> bool {
         let of_store = |error: &StoreError| !matches!(error, StoreError::Missing { .. });
@@ -92,7 +119,9 @@ impl HistoryError {
             }
             // The store failed, not what is in it.
             Self::DamagedObject { source: ArchiveError::Store(_), .. } | Self::Lineage(ArchiveError::Store(_)) => false,
+            Self::Unread { source, .. } => source.is_corruption(),
             Self::DamagedSlot { .. }
+            | Self::CutShort { .. }
             | Self::Lineage(_)
             | Self::DamagedObject { .. }
             | Self::Chain { .. }

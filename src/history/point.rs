@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::scan::oldest_needed;
-use super::source::Summaries;
-use super::text::{parse_time, rfc3339};
+use super::source::{Located, Summaries};
+use super::text::{lacks_offset, parse_time, rfc3339};
 use super::{HistoryError, Source};
 use crate::format::{BatchRecord, Checksum, Position, SegmentNumber, Summary, SynchMark};
 
@@ -142,6 +142,7 @@ pub(super) struct Stop {
     pub chained_from: SegmentNumber,
     pub last_checksum: Checksum,
     on_primary: bool,
+    first_position: Position,
     last_position: Position,
     /// The archive has the segment up to here.
     archived_to: Position,
@@ -156,18 +157,30 @@ impl Stop {
     }
 }
 
+/// The chain as far as it could be read.
+pub(super) struct Reach {
+    /// Oldest first.
+    pub stops: Vec<Stop>,
+    /// Segments that could not be read, or not to their end, and why, newest first.
+    pub unread: Vec<(SegmentNumber, HistoryError)>,
+}
+
 impl Source {
     /// Every synch point that can be restored.
     ///
     /// # Errors
-    /// When the store cannot be listed. A damaged segment is a warning, and its points are left out.
+    /// When the store fails. A damaged segment is a warning, and its points are left out.
     pub fn points(&self) -> Result<Points, HistoryError> {
-        self.points_until(|_| false)
+        Ok(self.listed()?.0)
     }
 
-    /// The same from the newest back, up to where `enough` holds of the unbroken chain that has been read, newest first.
-    fn points_until(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Points, HistoryError> {
-        let stops = self.stops(enough)?;
+    /// The same, and what could not be read.
+    fn listed(&self) -> Result<(Points, Vec<(SegmentNumber, HistoryError)>), HistoryError> {
+        let Reach { stops, mut unread } = self.stops(|_| false)?;
+        if let Some(rank) = unread.iter().position(|(_, error)| error.is_of_store()) {
+            return Err(unread.swap_remove(rank).1.plain());
+        }
+        unread.iter().for_each(|(_, error)| log::warn!("{error}"));
         let restorable: Vec<&Stop> = stops.iter().filter(|stop| stop.is_restorable()).collect();
         let points = restorable.iter().flat_map(|stop| {
             // The chain is unbroken, so the window is a slice.
@@ -180,21 +193,23 @@ impl Source {
             };
             stop.marks.iter().map(point).collect::<Vec<_>>()
         });
-        Ok(Points {
+        let points = Points {
             points: points.collect(),
             oldest_restorable: restorable.first().map(|stop| rfc3339(stop.first_time_ns)),
             newest_restorable: restorable.last().map(|stop| rfc3339(stop.last_time_ns)),
-        })
+        };
+        Ok((points, unread))
     }
 
-    /// Every segment there is, oldest first, with its part of the chain; no older ones once `enough` holds.
-    pub(super) fn stops(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Vec<Stop>, HistoryError> {
-        let mut stops: Vec<Stop> = Vec::new();
+    /// Every segment there is, each with its part of the chain; no older ones once `enough` holds of those that have been
+    /// read, newest first.
+    pub(super) fn stops(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Reach, HistoryError> {
+        let (mut stops, mut unread): (Vec<Stop>, Vec<(SegmentNumber, HistoryError)>) = (Vec::new(), Vec::new());
         let mut next: Option<(SegmentNumber, Checksum, Position)> = None;
-        let (mut chain, mut read) = (0, Summaries::new());
+        let mut read = Summaries::new();
         let numbers: Vec<SegmentNumber> = self.numbers().into_iter().rev().collect();
         for (rank, segment) in numbers.iter().copied().enumerate() {
-            if enough(&stops[chain..]) {
+            if enough(&stops) {
                 break;
             }
             if rank % READ_AHEAD == 0 {
@@ -209,18 +224,19 @@ impl Source {
             let found = match found {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
-                Err(error @ HistoryError::Store(_)) => return Err(error),
                 Err(error) => {
-                    log::warn!("{error}");
+                    unread.push((segment, error));
                     continue;
                 }
             };
             let summary = &found.summary;
+            if successor != Some(summary.last_checksum) {
+                unread.extend(self.cut_off(&found).map(|error| (segment, error)));
+            }
             let continues = successor == Some(summary.last_checksum)
                 && next.is_some_and(|(_, _, first)| first == summary.last_position().next());
             if !continues {
                 close_chain(&mut stops);
-                chain = stops.len();
             }
             next = Some((segment, summary.predecessor, summary.first_position));
             stops.push(Stop {
@@ -230,6 +246,7 @@ impl Source {
                 chained_from: SegmentNumber(0),
                 last_checksum: summary.last_checksum,
                 on_primary: found.slot.is_some(),
+                first_position: summary.first_position,
                 last_position: summary.last_position(),
                 archived_to: self.archived_to(summary),
                 first_time_ns: summary.batches.first().map_or(0, |batch| batch.time_ns()),
@@ -239,18 +256,32 @@ impl Source {
         }
         close_chain(&mut stops);
         stops.reverse();
-        Ok(stops)
+        Ok(Reach { stops, unread })
     }
 
     /// The moment that `text` names: an id (`p42`), a label, `latest`, an RFC 3339 time, or a log position.
     ///
     /// # Errors
-    /// When there is none, or a label is not unique; see [`HistoryError::is_no_point`].
+    /// When there is none, or a label is not unique, see [`HistoryError::is_no_point`]; when `text` can name none,
+    /// [`HistoryError::NotAPoint`]; and when what could not be read may be what is asked for: nobody gets an older state
+    /// than he asked for.
     pub fn resolve(&self, text: &str) -> Result<Moment, HistoryError> {
-        self.find(text).map_err(|error| self.judged(error))
+        let found = match self.find(text) {
+            // A running volume has moved segments to the archive since the objects were listed.
+            Err(error) if self.primary.is_some() && !matches!(error, HistoryError::NoPoint { .. }) => {
+                self.refresh()?;
+                self.find(text)
+            }
+            found => found,
+        };
+        found.map_err(|error| self.judged(error.plain()))
     }
 
     fn find(&self, text: &str) -> Result<Moment, HistoryError> {
+        if text.is_empty() {
+            let what = "an empty POINT: give the id of a point, its label, `latest`, a time or a log position";
+            return Err(HistoryError::NotAPoint { what: what.to_owned() });
+        }
         if let Some(point) = text.strip_prefix('p').and_then(number) {
             let moment = self.at_position(Position(point), text)?;
             return match moment.mark {
@@ -264,55 +295,115 @@ impl Source {
             return self.at_position(Position(position), text);
         }
         if text == LATEST {
-            // The newest point is known once all that it needs has been read.
-            let enough = |chain: &[Stop]| {
-                let marked = chain.iter().find(|stop| !stop.marks.is_empty());
-                marked.is_some_and(|stop| chain.last().is_some_and(|oldest| oldest.segment <= stop.oldest_needed))
-            };
-            let points = self.points_until(enough)?.points;
-            let Some(point) = points.last() else {
-                return no_point("latest: there is no synch point that can be restored".to_owned());
-            };
-            return self.at_position(Position(point.position), text);
+            return self.latest();
         }
-        let points: Vec<PointInfo> = self.points()?.points.into_iter().filter(|point| point.label == text).collect();
-        match points.as_slice() {
-            [point] => self.at_position(Position(point.position), text),
+        let (points, unread) = self.listed()?;
+        let points: Vec<PointInfo> = points.points.into_iter().filter(|point| point.label == text).collect();
+        let what = match points.as_slice() {
+            [point] => return self.at_position(Position(point.position), text),
             [] => match parse_time(text) {
-                Some(time_ns) => self.at_time(time_ns, text),
-                None => no_point(format!("{text}: no synch point is called so; `salvol points` lists them")),
+                Some(time_ns) => return self.at_time(time_ns, text),
+                None if lacks_offset(text) => {
+                    let what = format!("{text}: a time needs its offset from UTC: add Z or an offset like +01:00");
+                    return Err(HistoryError::NotAPoint { what });
+                }
+                None => format!("{text}: no synch point is called so; `salvol points` lists them"),
             },
             several => {
                 let list: Vec<String> = several.iter().map(|point| format!("{} ({})", point.id, point.time)).collect();
-                no_point(format!("{text}: {} synch points are called so: {}", several.len(), list.join(", ")))
+                format!("{text}: {} synch points are called so: {}", several.len(), list.join(", "))
             }
+        };
+        match unread.into_iter().next() {
+            Some((_, source)) => Err(HistoryError::Unread { what, source: Box::new(source) }),
+            None => no_point(what),
+        }
+    }
+
+    /// The newest synch point of all; when that cannot be known, or restored, no older one.
+    fn latest(&self) -> Result<Moment, HistoryError> {
+        // It is known once all that it needs has been read, or something of that is missing.
+        let enough = |read: &[Stop]| {
+            let marked = read.iter().find(|stop| !stop.marks.is_empty());
+            marked.is_some_and(|marked| {
+                let broken = marked.chained_from > SegmentNumber(0);
+                broken || read.last().is_some_and(|oldest| oldest.segment <= marked.oldest_needed)
+            })
+        };
+        let Reach { stops, unread } = self.stops(enough)?;
+        let marked = stops.iter().rposition(|stop| !stop.marks.is_empty());
+        let (segment, oldest) =
+            marked.map_or_else(Default::default, |rank| (stops[rank].segment, stops[rank].oldest_needed));
+        // What lies behind it, then what it needs.
+        let mut hidden = unread.into_iter().filter(|(unread, _)| *unread >= oldest);
+        if let Some((_, error)) = hidden.next() {
+            return Err(error);
+        }
+        if let Some(newest) = stops.last().filter(|newest| newest.on_primary) {
+            self.primary_ends_in(newest.segment)?;
+        }
+        let newer = &stops[marked.map_or(0, |rank| rank + 1)..];
+        let gap = newer.windows(2).find(|pair| pair[1].segment > pair[0].segment.plus(1)).map(|pair| &pair[1]);
+        let gap = gap.or(newer.first().filter(|first| marked.is_some() && first.segment > segment.plus(1)));
+        if let Some(behind) = gap {
+            return Err(self.gone(behind.segment.minus(1), behind.first_position.previous()));
+        }
+        let Some(marked) = marked.map(|rank| &stops[rank]) else {
+            return no_point("latest: there is no synch point that can be restored".to_owned());
+        };
+        let mark = marked.marks.last().map_or(marked.last_position, |mark| Position(mark.point));
+        if !marked.is_restorable() {
+            let missing = marked.chained_from.minus(1);
+            let there = stops.iter().any(|stop| stop.segment == missing);
+            return Err(if there { HistoryError::Chain { segment: missing } } else { self.gone(missing, mark) });
+        }
+        self.at_position(mark, LATEST)
+    }
+
+    fn gone(&self, segment: SegmentNumber, position: Position) -> HistoryError {
+        HistoryError::Gone { position, segment, archive: self.archive_word() }
+    }
+
+    /// That the log on the primary does not go on behind `segment`, where it seems to end.
+    fn primary_ends_in(&self, segment: SegmentNumber) -> Result<(), HistoryError> {
+        match self.primary.as_ref().and_then(|view| view.slots.trouble.clone()) {
+            Some(what) => Err(HistoryError::CutShort { segment, what }),
+            None => Ok(()),
         }
     }
 
     fn at_position(&self, position: Position, text: &str) -> Result<Moment, HistoryError> {
         let found = self.newest_where(|summary| summary.first_position <= position)?;
-        let Some(summary) = found else {
+        let Some(found) = found else {
+            self.kept_is_readable()?;
             return no_point(format!("{text}: older than everything that is kept{}", self.archive_note()));
         };
-        if position > summary.last_position() {
-            let (last, segment) = (summary.last_position(), summary.segment);
-            let kept = self.numbers().last().is_some_and(|newest| *newest > segment);
-            let why = if kept { "its segment is gone".to_owned() } else { format!("the log ends at position {last}") };
-            return no_point(format!("{text}: {why}{}", self.archive_note()));
+        let last = found.summary.last_position();
+        if position <= last {
+            return Ok(moment(&found.summary, position));
         }
-        Ok(moment(&summary, position))
+        match self.next(&found, position)? {
+            Some(_) => Err(HistoryError::Chain { segment: found.summary.segment }),
+            None => no_point(format!("{text}: the log ends at position {last}{}", self.archive_note())),
+        }
     }
 
     fn at_time(&self, time_ns: i64, text: &str) -> Result<Moment, HistoryError> {
         let first = |summary: &Summary| {
             summary.batches.first().map_or(i64::MAX, |batch| time_of(summary, summary.first_position, batch))
         };
-        let Some(summary) = self.newest_where(|summary| first(summary) <= time_ns)? else {
+        let Some(found) = self.newest_where(|summary| first(summary) <= time_ns)? else {
+            self.kept_is_readable()?;
             return no_point(format!("{text}: before everything that is kept{}", self.archive_note()));
         };
-        let newest = summary.walk().rev().find(|(at, batch, _)| time_of(&summary, *at, batch) <= time_ns);
+        let summary = &found.summary;
+        let newest = summary.walk().rev().find(|(at, batch, _)| time_of(summary, *at, batch) <= time_ns);
         let position = newest.map_or(summary.first_position, |(position, ..)| position);
-        Ok(moment(&summary, position))
+        if position == summary.last_position() {
+            // What came next may have been before that time as well.
+            self.next(&found, position.next())?;
+        }
+        Ok(moment(summary, position))
     }
 
     fn archive_note(&self) -> String {
@@ -322,21 +413,32 @@ impl Source {
         }
     }
 
-    /// The newest segment for which `begins` holds, which holds for all older ones: positions and times only grow.
-    fn newest_where(&self, begins: impl Fn(&Summary) -> bool) -> Result<Option<Summary>, HistoryError> {
+    /// The newest segment for which `begins` holds, which holds for all older ones: positions and times only grow. One that
+    /// is damaged says nothing: the next older one is asked instead, and whoever wants what is behind it asks
+    /// [`Self::next`].
+    fn newest_where(&self, begins: impl Fn(&Summary) -> bool) -> Result<Option<Located>, HistoryError> {
         let numbers = self.numbers();
         let (mut low, mut high) = (0, numbers.len());
         let mut best = None;
         while low < high {
             let middle = low + (high - low) / 2;
-            // A segment that cannot be read says nothing: the next older one is asked instead.
-            let readable = (low..=middle).rev().find_map(|at| self.read_at(numbers[at]).map(|summary| (at, summary)));
+            let mut readable = None;
+            for at in (low..=middle).rev() {
+                match self.read_at(numbers[at]) {
+                    Ok(Some(found)) => {
+                        readable = Some((at, found));
+                        break;
+                    }
+                    Err(error) if error.is_of_store() => return Err(error),
+                    Ok(None) | Err(_) => {}
+                }
+            }
             match readable {
                 None => low = middle + 1,
-                Some((at, summary)) if begins(&summary) => {
-                    best = Some(summary);
+                Some((_, found)) if begins(&found.summary) => {
+                    best = Some(found);
                     // What is between was not readable.
-                    low = middle.max(at) + 1;
+                    low = middle + 1;
                 }
                 Some((at, _)) => high = at,
             }
@@ -344,14 +446,51 @@ impl Source {
         Ok(best)
     }
 
-    /// The summary of a segment in the chain with the next one.
-    fn read_at(&self, segment: SegmentNumber) -> Option<Summary> {
-        let successor = self.locate(segment.plus(1), None).ok().flatten().map(|next| next.summary.predecessor);
-        let found = match self.locate(segment, successor) {
-            Ok(Some(found)) => Some(found),
-            _ => self.locate(segment, None).ok().flatten(),
+    /// The segment behind `found`, from which `position` is asked for; none when the log ends there for all that anybody
+    /// can know.
+    fn next(&self, found: &Located, position: Position) -> Result<Option<Located>, HistoryError> {
+        let segment = found.summary.segment;
+        let next = self.read_at(segment.plus(1))?;
+        let is_next = |next: &Located| next.summary.predecessor == found.summary.last_checksum;
+        if !next.as_ref().is_some_and(is_next)
+            && let Some(error) = self.cut_off(found)
+        {
+            return Err(error);
+        }
+        if next.is_some() {
+            return Ok(next);
+        }
+        let goes_on = self.numbers().last().is_some_and(|newest| *newest > segment);
+        match goes_on {
+            true => Err(self.gone(segment.plus(1), position)),
+            false if found.slot.is_some() => self.primary_ends_in(segment).map(|()| None),
+            false => Ok(None),
+        }
+    }
+
+    /// That nothing older than the oldest segment that can be read is there.
+    fn kept_is_readable(&self) -> Result<(), HistoryError> {
+        let mut unread = None;
+        for segment in self.numbers() {
+            match self.read_at(segment) {
+                Ok(Some(_)) => break,
+                Ok(None) => {}
+                Err(error) => unread = Some(error),
+            }
+        }
+        unread.map_or(Ok(()), Err)
+    }
+
+    /// A segment, in the chain with the next one if it can be.
+    fn read_at(&self, segment: SegmentNumber) -> Result<Option<Located>, HistoryError> {
+        let successor = match self.locate(segment.plus(1), None) {
+            Err(error) if error.is_of_store() => return Err(error),
+            next => next.ok().flatten().map(|next| next.summary.predecessor),
         };
-        found.map(|found| found.summary.as_ref().clone())
+        match self.locate(segment, successor) {
+            Ok(Some(found)) => Ok(Some(found)),
+            _ => self.locate(segment, None),
+        }
     }
 }
 

@@ -60,8 +60,11 @@ impl Slots {
         };
         let tail = tail.map(|tail| LastSegment { slot: tail.last.slot, summary: Arc::new(tail.walk.summary) });
         // The tail's first batch may be all that is there, and torn.
+        let last = tail.as_ref().map_or(SegmentNumber(u64::MAX), |tail| match tail.summary.batches.is_empty() {
+            true => SegmentNumber(tail.summary.segment.0.saturating_sub(1)),
+            false => tail.summary.segment,
+        });
         let tail = tail.filter(|tail| !tail.summary.batches.is_empty());
-        let last = tail.as_ref().map_or(SegmentNumber(u64::MAX), |tail| tail.summary.segment);
         let mut found: BTreeMap<SegmentNumber, Vec<Slot>> = BTreeMap::new();
         // Newest epoch first: `headers` are in the order of segment and epoch.
         for header in headers.iter().rev().filter(|found| found.header.segment <= last) {

@@ -205,6 +205,39 @@ impl Source {
         }
     }
 
+    /// Why `found`, an open segment in parts, does not go on to its end: a part behind its last one that is damaged, or
+    /// the gap before one that is not.
+    pub(super) fn cut_off(&self, found: &Located) -> Option<HistoryError> {
+        let (summary, store) = (&found.summary, self.store.as_ref().filter(|_| found.slot.is_none())?);
+        for archived in self.archived(summary.segment) {
+            let Archived::Parts(names) = &archived else { continue };
+            let object = match self.open_archived(&archived) {
+                Ok(object) if object.summary().last_checksum == summary.last_checksum => object,
+                Ok(_) => continue,
+                Err(error) => return Some(error),
+            };
+            let of = |name: &ObjectName| (name.epoch, name.part);
+            let last = of(&object.header().name);
+            for name in names.iter().filter(|name| of(name) > last) {
+                let segment = summary.segment;
+                match open_in(store, &self.volume, &Archived::Whole(*name)) {
+                    Ok(part) if part.summary().first_position > summary.last_position().next() => {
+                        let (position, archive) = (summary.last_position().next(), self.archive_word());
+                        return Some(HistoryError::Gone { position, segment, archive });
+                    }
+                    Ok(_) => {}
+                    // Something else has taken its place since it was listed.
+                    Err(HistoryError::DamagedObject {
+                        source: ArchiveError::Store(StoreError::Missing { .. }),
+                        ..
+                    }) => {}
+                    Err(error) => return Some(error),
+                }
+            }
+        }
+        None
+    }
+
     /// The summaries of the objects of `segments` that are in no slot, read a few at a time: a store may take its time for
     /// each.
     pub(super) fn summaries_of(&self, segments: &[SegmentNumber]) -> Summaries {

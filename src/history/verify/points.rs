@@ -99,7 +99,7 @@ fn chained(source: &Source) -> Result<(Vec<Stop>, BTreeSet<SegmentNumber>), Hist
     let mut looks = 0;
     loop {
         source.refresh()?;
-        let stops = source.stops(|_| false)?;
+        let stops = source.stops(|_| false)?.stops;
         let broken = broken(source, &stops);
         looks += 1;
         if broken.is_empty() || source.primary.is_none() || looks == LOOKS_MAX {
