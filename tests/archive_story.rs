@@ -18,7 +18,7 @@ use std::time::Duration;
 use common::*;
 use salvol::archive::{ForkRecord, Lineage, MemoryStore, Mood, ObjectName, Store, StoreError};
 use salvol::format::*;
-use salvol::history::{Progress, RebuildOptions, RebuildPlan, Sited, Source, index_at};
+use salvol::history::{HistoryError, Progress, RebuildOptions, RebuildPlan, Sited, Source, index_at};
 use salvol::io::Platform;
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
 use salvol::log::{replay, scan};
@@ -462,13 +462,21 @@ impl Story {
             self.anchor();
         }
         let crash = self.dice.percent(30).then(|| 1 + self.dice.below(40));
-        let options = RebuildOptions {
+        let mut options = RebuildOptions {
             history: Uuid::from_random(std::array::from_fn(|_| self.dice.bits() as u8)),
             time_ns: 1_700_000_000_000_000_000,
             name: None,
             backing: self.shape.superblock().backing,
+            accept_loss: None,
         };
-        let plan = match RebuildPlan::new(self.source(), options) {
+        let mut planned = RebuildPlan::new(self.source(), options.clone());
+        if let Err(HistoryError::Loss { position, .. }) = &planned {
+            // The newest object may be one that was put and never came back whole. What is safe is before it, see below.
+            self.tell(format!("what is behind {position} in the archive is given up"));
+            options.accept_loss = Some(*position);
+            planned = RebuildPlan::new(self.source(), options);
+        }
+        let plan = match planned {
             Ok(plan) => plan,
             Err(_) if self.safe.borrow().is_empty() => return,
             Err(error) => self.fail(&format!("rebuild: {error}")),

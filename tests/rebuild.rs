@@ -55,7 +55,8 @@ fn all_come_back(rig: &Rig, primary: bool) {
 
 fn options(rig: &Rig) -> RebuildOptions {
     let history = Uuid(std::array::from_fn(|_| fastrand::u8(..)));
-    RebuildOptions { history, time_ns: 1_700_000_000_000_000_000, name: None, backing: rig.spec.to_string() }
+    let backing = rig.spec.to_string();
+    RebuildOptions { history, time_ns: 1_700_000_000_000_000_000, name: None, backing, accept_loss: None }
 }
 
 fn plan(rig: &Rig) -> Result<RebuildPlan, HistoryError> {
@@ -77,6 +78,10 @@ fn rebuild_on(bench: &Bench, plan: RebuildPlan) -> Result<RebuildReport, History
 /// Loses the primary, makes another one, attaches it, and sets model and points back to the fork.
 fn rebuild(rig: &mut Rig, moments: &mut Vec<(Position, Model)>) -> RebuildReport {
     let planned = plan(rig).unwrap();
+    rebuild_as(rig, moments, planned)
+}
+
+fn rebuild_as(rig: &mut Rig, moments: &mut Vec<(Position, Model)>, planned: RebuildPlan) -> RebuildReport {
     rig.volume = planned.volume().clone();
     let fork = planned.volume().fork_position;
     rig.model = at(&Source::open_spec(&rig.spec).unwrap(), rig, moments, fork);
@@ -216,6 +221,10 @@ fn an_old_primary_that_still_runs_archives_nothing_more() {
     let mut moments = Vec::new();
     work(&mut rig, 30, &mut moments);
     rig.settle();
+    // The last part is put by a thread that no queue counts.
+    for _ in 0..50 {
+        rig.idle();
+    }
     // The old one runs on, idle, while the volume is rebuilt elsewhere.
     let path = rig.path("elsewhere");
     File::create(&path).unwrap().set_len(rig.volume.geometry.primary_blocks * BLOCK_BYTES as u64).unwrap();
@@ -356,6 +365,7 @@ fn cut(rig: &Rig, name: &ObjectName, parts: usize, left_out: usize) -> Vec<Objec
     };
     let count = summary.batches.len() - left_out;
     assert!(count >= parts);
+    nothing_behind(rig, name);
     let mut names = Vec::new();
     for part in 0..parts {
         let ranks = count * part / parts..count * (part + 1) / parts;
@@ -381,6 +391,12 @@ fn cut(rig: &Rig, name: &ObjectName, parts: usize, left_out: usize) -> Vec<Objec
     }
     store.delete(name).unwrap();
     names
+}
+
+/// Removes what is newer than the segment of `name`, as if the primary had been lost then.
+fn nothing_behind(rig: &Rig, name: &ObjectName) {
+    let names = rig.store().list().unwrap().into_iter().map(|(name, _)| name);
+    names.filter(|newer| newer.segment > name.segment).for_each(|name| rig.store().delete(&name).unwrap());
 }
 
 fn newest(rig: &Rig) -> ObjectName {
@@ -509,7 +525,16 @@ fn a_damaged_part_ends_what_is_gone_on_with() {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[4352 + 300] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let report = rebuild(&mut rig, &mut moments);
+        let planned = match plan(&rig) {
+            // Nothing of the segment is left.
+            Err(HistoryError::Loss { position, .. }) if victim == 0 => {
+                let accepting = RebuildOptions { accept_loss: Some(position), ..options(&rig) };
+                RebuildPlan::new(Source::open_spec(&rig.spec).unwrap(), accepting)
+            }
+            planned => planned,
+        };
+        let report = rebuild_as(&mut rig, &mut moments, planned.unwrap());
+        assert_eq!(report.given_up.is_some(), victim == 0);
         assert!(!report.damaged.is_empty(), "what is lost is said");
         assert!(check_path(&rig.primary()).unwrap().ok);
         rig.attach();
@@ -521,6 +546,63 @@ fn a_damaged_part_ends_what_is_gone_on_with() {
         assert_eq!(rig.wrong_blocks(), [0; 0]);
         rig.close();
         all_come_back_from_primary(&rig);
+    }
+}
+
+/// Flips a bit in the header of an object, so that no reader takes it.
+fn spoil(rig: &Rig, name: &ObjectName) {
+    let mut bytes = std::fs::read(file_of(rig, name)).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(file_of(rig, name), bytes).unwrap();
+}
+
+/// A rebuild is for good, so it gives up nothing that the archive lists unless it is told to.
+#[test]
+fn a_rebuild_gives_up_nothing_newer_unasked() {
+    // The newest object is damaged; one that it needs is missing; the last of three parts is damaged; one in the middle is
+    // missing.
+    for (seed, case) in [(70, 0), (71, 1), (72, 2), (73, 3)] {
+        let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, seed) else { return };
+        let mut moments = Vec::new();
+        work(&mut rig, 25, &mut moments);
+        run_on(&mut rig, 1, &mut moments);
+        rig.close();
+        let last = newest(&rig);
+        nothing_behind(&rig, &last);
+        let before = plan(&rig).unwrap().volume().fork_position;
+        match case {
+            0 => spoil(&rig, &last),
+            1 => {
+                let names = rig.store().list().unwrap().into_iter().map(|(name, _)| name);
+                let names: Vec<ObjectName> = names.filter(|name| name.segment.0 + 2 == last.segment.0).collect();
+                names.iter().for_each(|name| rig.store().delete(name).unwrap());
+            }
+            2 => spoil(&rig, &cut(&rig, &last, 3, 0)[2]),
+            _ => rig.store().delete(&cut(&rig, &last, 3, 0)[1]).unwrap(),
+        }
+        let error = plan(&rig).err().unwrap();
+        let says = error.to_string();
+        let HistoryError::Loss { newest, position, .. } = error else { panic!("case {case}: {says}") };
+        assert!(newest == last.segment && position < before && error.is_corruption(), "case {case}: {says}");
+        for what in [format!("segment in the archive, {newest}"), format!("--accept-loss {position}")] {
+            assert!(says.contains(&what), "case {case}: {says}");
+        }
+        let other = RebuildOptions { accept_loss: Some(before), ..options(&rig) };
+        let refused = RebuildPlan::new(Source::open_spec(&rig.spec).unwrap(), other).err().unwrap();
+        assert!(matches!(refused, HistoryError::Loss { .. }), "case {case}: {refused}");
+
+        let accepting = RebuildOptions { accept_loss: Some(position), ..options(&rig) };
+        let planned = RebuildPlan::new(Source::open_spec(&rig.spec).unwrap(), accepting).unwrap();
+        let given_up = planned.report().given_up.unwrap();
+        assert_eq!(given_up.segment, last.segment.0, "case {case}");
+        assert!(case != 1 || !given_up.points.is_empty(), "the points that are known are named");
+        assert_eq!(planned.volume().fork_position, position);
+        let report = rebuild_as(&mut rig, &mut moments, planned);
+        assert_eq!(report.given_up.map(|given_up| given_up.segment), Some(last.segment.0));
+        rig.attach();
+        assert_eq!(rig.wrong_blocks(), [0; 0], "case {case}");
+        rig.close();
+        assert!(plan(&rig).unwrap().report().given_up.is_none(), "what was given up is no longer of the volume's past");
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use salvol::archive::Spec;
 use salvol::control::RunDir;
-use salvol::format::{BLOCK_BYTES, Superblock, Uuid};
+use salvol::format::{BLOCK_BYTES, Position, Superblock, Uuid};
 use salvol::history::{Progress, RebuildOptions, RebuildPlan, RebuildReport, Source};
 use salvol::io::{Bench, OwnRing, Platform, Primary, UringPlatform};
 use serde_json::json;
@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// Another name for the volume [default: the one it had]
     #[arg(long, value_parser = parse::name)]
     name: Option<String>,
+    /// Go on from this position although the archive lists something newer, which is given up for good
+    #[arg(long, value_name = "POSITION")]
+    accept_loss: Option<u64>,
     /// Overwrite what PRIMARY holds
     #[arg(long)]
     force: bool,
@@ -131,6 +134,7 @@ fn plan(arguments: &Arguments, source: Source) -> Result<RebuildPlan, Failure> {
         time_ns: platform.wall_ns(),
         name: arguments.name.clone(),
         backing: arguments.from.clone(),
+        accept_loss: arguments.accept_loss.map(Position),
     };
     RebuildPlan::new(source, options).map_err(failure)
 }
@@ -161,16 +165,23 @@ fn report(arguments: &Arguments, path: &Path, need: u64, report: &RebuildReport)
             "primary_bytes": need,
             "segments": report.segments,
             "seconds": report.seconds,
+            "given_up": report.given_up,
             "damaged": report.damaged,
             "dry_run": arguments.dry_run,
         }))?);
     }
     let made = if arguments.dry_run { " (dry run: nothing was made)" } else { "" };
+    let given_up = report.given_up.as_ref().map_or_else(String::new, |given_up| {
+        let points =
+            if given_up.points.is_empty() { String::new() } else { format!(" ({})", given_up.points.join(" ")) };
+        format!("what is newer, up to segment {}{points}: {}", given_up.segment, given_up.cause)
+    });
     table::print(&[
         ("volume", format!("{} ({}){made}", report.name, report.uuid)),
         ("size", Size(report.bytes).to_string()),
         ("primary", format!("{}, {}", path.display(), Size(need))),
         ("goes on", format!("from position {}, {}", report.fork_position, report.fork_time)),
+        ("given up", given_up),
         ("history", format!("{}, which continues {}", report.history, report.parent_history)),
         ("segments", report.segments.to_string()),
     ]);

@@ -63,6 +63,13 @@ pub enum HistoryError {
         "{store}: another rebuild of this volume was faster, or the record of one is damaged: nothing was recorded"
     )]
     OtherRebuild { store: String },
+    /// A rebuild would go on from before the newest that the archive has, and never come back.
+    #[error(
+        "the volume cannot go on from the newest segment in the archive, {newest}: {source}. It could go on from position {position} in \
+         segment {segment}, and what is newer would be lost for good. Complete or repair the archive and try again, or give that up \
+         with --accept-loss {position}"
+    )]
+    Loss { newest: SegmentNumber, position: Position, segment: SegmentNumber, source: Box<HistoryError> },
     #[error("the volume needs a primary of at least {need} bytes, and there are {have}")]
     TooSmall { need: u64, have: u64 },
     #[error("segment {segment} is damaged on the primary: {source}")]
@@ -122,6 +129,7 @@ impl HistoryError {
             Self::Unread { source, .. } => source.is_corruption(),
             Self::DamagedSlot { .. }
             | Self::CutShort { .. }
+            | Self::Loss { .. }
             | Self::Lineage(_)
             | Self::DamagedObject { .. }
             | Self::Chain { .. }

@@ -54,7 +54,7 @@ pub use interrupt::Interrupt;
 pub use past::{Past, Writable};
 pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts, check_label};
 pub use progress::Progress;
-pub use rebuild::{RebuildOptions, RebuildPlan, RebuildReport};
+pub use rebuild::{GivenUp, RebuildOptions, RebuildPlan, RebuildReport};
 pub use restore::{RestoreOptions, RestoreReport, restore, restore_with};
 pub use scan::{PointIndex, Segments, Sited, index_at};
 pub use slots::summaries_on;

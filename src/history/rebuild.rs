@@ -1,7 +1,8 @@
 //! Rebuild: a new primary that continues a volume from its archive, under a new history.
 //!
-//! 1. **Where it forks.** The newest segment of the archive from which all that it needs is there; its last position is the
-//!    fork. The segment may be one that was open, and is there in parts.
+//! 1. **Where it forks.** The newest segment of the archive, if all that it needs is there; its last position is the
+//!    fork. The segment may be one that was open, and is there in parts. An older fork gives up what is newer for good, so
+//!    it is refused unless just that position was named by the user.
 //! 2. **The slots.** These segments are written as they were, to the slots that their headers name; whatever else could be
 //!    taken for a segment is overwritten with zeros. Then a flush.
 //! 3. **The record.** The store says from now on that the old history ends at the fork. If the old primary has archived
@@ -42,6 +43,19 @@ pub struct RebuildOptions {
     pub name: Option<String>,
     /// The SPEC of the archive, as the superblock remembers it.
     pub backing: String,
+    /// Goes on at this position although the archive has, or had, a later one.
+    pub accept_loss: Option<Position>,
+}
+
+/// What of the archive a rebuild gives up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GivenUp {
+    /// The newest segment that the archive lists.
+    pub segment: u64,
+    /// The synch points behind the fork that are known.
+    pub points: Vec<String>,
+    /// Why the volume cannot go on from there.
+    pub cause: String,
 }
 
 /// What a rebuild did, or would do.
@@ -59,6 +73,8 @@ pub struct RebuildReport {
     /// Segments that were written.
     pub segments: u64,
     pub seconds: f64,
+    /// What was given up with `--accept-loss`.
+    pub given_up: Option<GivenUp>,
     /// Blocks that read as errors until they are overwritten.
     pub damaged: Vec<Damage>,
 }
@@ -73,6 +89,7 @@ pub struct RebuildPlan {
     fork: Fork,
     /// What was in the store before anything was read from it.
     known: BTreeSet<ObjectName>,
+    given_up: Option<GivenUp>,
     damaged: Vec<Damage>,
 }
 
@@ -85,13 +102,16 @@ struct Fork {
     segment: SegmentNumber,
     image: Option<Salvaged>,
     index: PointIndex,
+    /// The last checksum of the segment as it was read, before damage cut it off.
+    read: Checksum,
 }
 
 impl RebuildPlan {
     /// Finds out how to continue the volume of `source`, an archive alone.
     ///
     /// # Errors
-    /// When the store fails, or nothing in it can be restored.
+    /// When the store fails, nothing in it can be restored, or what can be is not its newest position, see
+    /// [`HistoryError::Loss`].
     pub fn new(source: Source, options: RebuildOptions) -> Result<Self, HistoryError> {
         let Some(store) = source.store.clone() else {
             let what = "there is no archive".to_owned();
@@ -112,13 +132,17 @@ impl RebuildPlan {
             ..parent.clone()
         };
         let mut damaged = Vec::new();
-        let fork = find_fork(&source, &volume, &mut damaged)?;
+        let (fork, trouble) = find_fork(&source, &volume, &mut damaged)?;
+        let given_up = match trouble {
+            Some(trouble) => Some(give_up(&source, &fork, trouble, options.accept_loss)?),
+            None => None,
+        };
         volume.fork_position = fork.position;
         // The log ends here and all of it is durable. Without this, damage in data behind the last position that a header
         // knows to be durable would be taken for a torn tail.
         volume.clean_close =
             Some(CleanClose { segment: fork.segment, position: fork.position, checksum: fork.checksum });
-        Ok(Self { source, store, options, volume, fork, known, damaged })
+        Ok(Self { source, store, options, volume, fork, known, given_up, damaged })
     }
 
     /// The volume as it will be.
@@ -139,6 +163,7 @@ impl RebuildPlan {
             bytes: self.fork.index.blocks() * BLOCK_BYTES as u64,
             segments: u64::from(self.fork.index.segments_read()),
             seconds: 0.0,
+            given_up: self.given_up.clone(),
             damaged: self.damaged.clone(),
         }
     }
@@ -260,22 +285,61 @@ impl RebuildPlan {
     }
 }
 
-/// The newest position that the archive can restore.
-fn find_fork(source: &Source, volume: &Superblock, damaged: &mut Vec<Damage>) -> Result<Fork, HistoryError> {
+/// The newest position that the archive can restore, and why none that is newer, if there is anything newer.
+fn find_fork(
+    source: &Source,
+    volume: &Superblock,
+    damaged: &mut Vec<Damage>,
+) -> Result<(Fork, Option<HistoryError>), HistoryError> {
+    let mut trouble: Option<HistoryError> = None;
     for segment in source.numbers().into_iter().rev() {
-        match fork_in(source, volume, segment, damaged) {
-            Ok(Some(fork)) => return Ok(fork),
-            Ok(None) => {}
+        let error = match fork_in(source, volume, segment, damaged) {
+            Ok(Some(fork)) => {
+                if trouble.is_none()
+                    && let Some(found) = source.locate(segment, Some(fork.read))?
+                {
+                    trouble = source.cut_off(&found);
+                }
+                return match trouble {
+                    Some(error) if error.is_of_store() => Err(error),
+                    trouble => Ok((fork, trouble)),
+                };
+            }
+            Ok(None) => HistoryError::NoPoint { what: format!("segment {segment} has no batch that is whole") },
             Err(error) if error.is_of_store() => return Err(error),
             Err(error @ HistoryError::Io(_)) => return Err(error),
-            Err(error) => log::warn!("the volume cannot go on from segment {segment}: {error}"),
-        }
+            Err(error) => error,
+        };
+        log::warn!("the volume cannot go on from segment {segment}: {error}");
+        trouble.get_or_insert(error);
     }
     let what = format!(
         "{}: there is no position of the volume that can be restored, so there is nothing to go on from",
         source.store.as_ref().map_or_else(String::new, |store| store.spec())
     );
-    Err(HistoryError::NoPoint { what })
+    Err(match trouble {
+        Some(source) if source.is_corruption() => HistoryError::Unread { what, source: Box::new(source) },
+        _ => HistoryError::NoPoint { what },
+    })
+}
+
+/// What a rebuild gives up that goes on from `fork`, when the user has said that it may.
+fn give_up(
+    source: &Source,
+    fork: &Fork,
+    trouble: HistoryError,
+    accepted: Option<Position>,
+) -> Result<GivenUp, HistoryError> {
+    let newest = source.numbers().last().copied().unwrap_or(fork.segment);
+    if accepted != Some(fork.position) {
+        let (position, segment) = (fork.position, fork.segment);
+        return Err(HistoryError::Loss { newest, position, segment, source: Box::new(trouble) });
+    }
+    let stops = source.stops(|read| read.last().is_some_and(|oldest| oldest.segment <= fork.segment))?.stops;
+    let marks = stops.iter().flat_map(|stop| &stop.marks).filter(|mark| mark.point > fork.position.0);
+    let points: Vec<String> = marks.map(|mark| format!("p{}", mark.point)).collect();
+    log::warn!("what is newer than position {} is given up: {trouble}", fork.position);
+    Ok(GivenUp { segment: newest.0, points, cause: trouble.to_string() })
 }
 
 /// The last position of `segment` from which the volume can go on, if it has one.
@@ -299,7 +363,7 @@ fn fork_in(
     let position = image.summary.last_position();
     let (checksum, time_ns) = (image.summary.last_checksum, last.time_ns());
     let index = index_at(source, source.volume(), segment, position)?;
-    Ok(Some(Fork { position, checksum, time_ns, segment, image: Some(image), index }))
+    Ok(Some(Fork { position, checksum, time_ns, segment, image: Some(image), index, read: summary.last_checksum }))
 }
 
 /// An open segment goes on behind its last batch. Its headers are all that says where that is: what follows a damaged one
