@@ -599,6 +599,24 @@ fn a_target_is_not_overwritten_unasked() {
     assert_eq!(differences(&path, &rig.model), [0; 0]);
 }
 
+/// A disk that was a primary, and onto which an image was restored: by its last block it is a primary still.
+#[test]
+fn an_attach_that_is_refused_leaves_the_disk_as_it_was() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 32) else { return };
+    rig.steps(60);
+    rig.synch("x");
+    rig.settle();
+    rig.close();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    restore(&source, &source.resolve("x").unwrap(), &rig.path("image"), false, &Progress::none()).unwrap();
+    drop(source);
+    rig.primary_file().write_all_at(&std::fs::read(rig.path("image")).unwrap(), 0).unwrap();
+    let before = std::fs::read(rig.primary()).unwrap();
+    let error = rig.refused();
+    assert!(error.is_corruption(), "{error}");
+    assert!(std::fs::read(rig.primary()).unwrap() == before, "nothing was overwritten");
+}
+
 fn damage(report: &CheckReport) -> Vec<String> {
     let damage = report.findings.iter().filter(|finding| finding.severity == Severity::Damage);
     damage.map(ToString::to_string).collect()

@@ -72,7 +72,7 @@ impl<P: Platform> Volume<P> {
     /// segments go, `None` for `--backing none`.
     ///
     /// # Errors
-    /// See [`OpenError`]; the primary is then as it was, but for a repaired superblock.
+    /// See [`OpenError`]; the primary is then as it was.
     pub async fn open(
         platform: P,
         device: P::Device,
@@ -85,21 +85,23 @@ impl<P: Platform> Volume<P> {
             return Err(OpenError::Short { need, have: device.bytes() });
         }
         if stale && !options.read_only {
-            log::warn!("{}: one of the two superblocks was damaged or old; it is written again", superblock.name);
-            scan::write_superblock(&device, &superblock).await?;
+            // Not before the log has been found: what is there may be somebody else's by now, a restored disk for one.
+            log::warn!(
+                "{}: one of the two superblocks is damaged or old; it is written when the log is valid",
+                superblock.name
+            );
         }
         let answers = match &store {
             Some(store) => refuse_stranger(&platform, &superblock, Arc::clone(store)).await?,
             None => false,
         };
         let tail = find_tail(&device, &superblock, options.accept_loss).await?;
+        let mut accepted = false;
         if let (Some(position), Some(store), Some(tail)) = (options.accept_loss, &store, &tail)
             && tail.position() == position
         {
             accept_loss(&platform, &mut superblock, Arc::clone(store), tail).await;
-            if !options.read_only {
-                scan::write_superblock(&device, &superblock).await?;
-            }
+            accepted = true;
         }
         let archived_from_ns = match &store {
             Some(store) if answers => {
@@ -107,6 +109,9 @@ impl<P: Platform> Volume<P> {
             }
             _ => None,
         };
+        if accepted && !options.read_only {
+            scan::write_superblock(&device, &superblock).await?;
+        }
         let opening =
             Opening { read_only: options.read_only, agreed: archived_from_ns.is_some(), archiving: options.archiving };
         let log = Log::open(platform, device, superblock, store, tail, opening).await?;
