@@ -13,12 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
-use salvol::archive::{ObjectName, Spec, Store, StoreError};
+use salvol::archive::{
+    ArchiveJob, ArchivedSegment, Extent, ObjectName, Packing, Spec, Store, StoreError, archive_segment,
+};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, FIRST_SLOT_BLOCK, Position, SegmentNumber};
 use salvol::history::{
     CheckReport, Consistency, DumpSection, HistoryError, Progress, RestoreReport, Severity, Source, TargetError,
-    Whereabouts, check_label, check_path, dump, dump_object, index_at, restore,
+    Whereabouts, check_label, check_path, dump, dump_object, index_at, restore, verify,
 };
+use salvol::io::Buffer;
 
 /// Restores the point and compares it with the model.
 fn comes_back(source: &Source, at: &str, to: &Path, model: &Model) -> RestoreReport {
@@ -615,6 +618,40 @@ fn an_attach_that_is_refused_leaves_the_disk_as_it_was() {
     let error = rig.refused();
     assert!(error.is_corruption(), "{error}");
     assert!(std::fs::read(rig.primary()).unwrap() == before, "nothing was overwritten");
+}
+
+/// A segment whose header, signed with the right key, says that it needs one that is newer than itself.
+#[test]
+fn a_segment_that_needs_a_newer_one_is_damage() {
+    let Some(rig) = labelled(33) else { return };
+    let infos = Source::open_spec(&rig.spec).unwrap().points().unwrap().points;
+    let victim = infos.last().unwrap().segment;
+    let (store, name) = (rig.store(), object(&rig, victim.0));
+    let mut opened = ArchivedSegment::open(&store, &name, None).unwrap();
+    let (mut summary, bytes) = (opened.summary().clone(), opened.read_image().unwrap());
+    let image = Buffer::new(bytes.len()).unwrap();
+    image.copy_from(0, &bytes);
+    summary.oldest_needed = SegmentNumber(victim.0 + 5);
+    let mut block = vec![0; summary.blocks() as usize * BLOCK_BYTES];
+    summary.encode(&rig.volume, &mut block);
+    image.copy_from(bytes.len() - block.len(), &block);
+    store.delete(&name).unwrap();
+    let job = ArchiveJob {
+        store: Arc::clone(&store),
+        volume: opened.volume().clone(),
+        summary: Arc::new(summary),
+        extent: Extent::WHOLE,
+        image,
+        packing: Packing::Raw,
+    };
+    archive_segment(job).unwrap();
+    let source = Source::open_spec(&rig.spec).unwrap();
+    assert!(source.points().unwrap().points.iter().all(|info| info.segment != victim));
+    for at in ["latest", &infos.last().unwrap().id, FUTURE] {
+        assert!(source.resolve(at).unwrap_err().is_corruption(), "{at}");
+    }
+    assert!(!verify(&source, &Progress::none()).unwrap().ok);
+    source.resolve(&infos[0].id).unwrap();
 }
 
 fn damage(report: &CheckReport) -> Vec<String> {

@@ -111,10 +111,12 @@ pub(super) fn oldest_needed(summary: &Summary) -> SegmentNumber {
     SegmentNumber(summary.oldest_needed.0.max(1))
 }
 
-/// Whether positions can be counted from what a summary says without overflow; a key of one's own signs anything.
+/// Whether what a summary says can be counted with: positions do not overflow, and what it needs is not newer than itself. A
+/// key of one's own signs anything.
 pub(super) fn sound(summary: &Summary, segment: SegmentNumber) -> bool {
     let last = summary.first_position.0.checked_add(summary.batches.len() as u64);
     summary.segment == segment
+        && oldest_needed(summary) <= segment
         && summary.first_position.0 > 0
         && !summary.batches.is_empty()
         && last.is_some_and(|last| last < u64::MAX)
