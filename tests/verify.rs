@@ -105,7 +105,7 @@ impl<'a> Scene<'a> {
             assert!(!sound || differences(&to, model).is_empty(), "{what}: {}", info.id);
             let listed = report.points_affected.contains(&info.id);
             let own = |finding: &VerifyFinding| finding.segment == Some(info.segment.0) && !finding.covered;
-            if !sound && !listed && matches!(restored, Err(ref error) if error.is_no_point()) {
+            if !sound && !listed && report.segments_unknown.contains(&info.segment.0) {
                 // Its own segment is what cannot be read: nobody knows any more that it was there.
                 assert!(report.findings.iter().any(own), "{what}: {}: {restored:?}", info.id);
                 unnamed += 1;
@@ -522,4 +522,27 @@ fn an_archive_that_is_away_cannot_be_verified() {
     let error = verify(&source, &Progress::none()).unwrap_err();
     assert!(matches!(error, HistoryError::Store(StoreError::Refused { .. } | StoreError::Io { .. })), "{error:?}");
     assert!(!error.is_corruption() && !error.is_no_point());
+}
+
+/// A whole object of which nothing can be read: what was marked in it cannot be named, and is not nothing.
+#[test]
+fn an_object_that_cannot_be_read_hides_its_points_and_says_so() {
+    let Some(rig) = volume(ArchiveAt::Seal, 90) else { return };
+    let infos = Source::open_spec(&rig.spec).unwrap().points().unwrap().points;
+    let victim = infos.last().unwrap().segment;
+    let names = rig.store().list().unwrap().into_iter().map(|(name, _)| name);
+    for name in names.filter(|name| name.segment == victim) {
+        let mut bytes = std::fs::read(file_of(&rig, &name)).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(file_of(&rig, &name), bytes).unwrap();
+    }
+    let report = run(&Source::open_spec(&rig.spec).unwrap());
+    assert_eq!(report.segments_unknown, [victim.0]);
+    let finding = report.findings.iter().find(|finding| finding.segment == Some(victim.0)).unwrap();
+    assert!(finding.points_unknown && !finding.covered, "{finding}");
+    let says = finding.to_string();
+    assert!(says.contains("the points inside it are unknown") && !says.contains("no synch point needs it"), "{says}");
+    // While its slot is there, nothing is hidden.
+    let report = run(&Source::open_primary(&rig.primary()).unwrap());
+    assert!(report.segments_unknown.is_empty() && !report.ok, "{:#?}", report.findings);
 }

@@ -133,6 +133,7 @@ fn verify_segment(
             what: cause.to_string(),
             covered: had.contains(&want.offset.0),
             points: Vec::new(),
+            points_unknown: false,
         }));
     }
     Ok(())
@@ -154,6 +155,7 @@ fn lost(index: &PointIndex, report: &mut VerifyReport) {
             what: "lost: its only copy had become unreadable before this point".to_owned(),
             covered: false,
             points: Vec::new(),
+            points_unknown: false,
         });
     }
 }

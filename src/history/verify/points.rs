@@ -24,7 +24,7 @@ pub(super) fn judge(source: &Source, survey: Survey<'_>) -> Result<VerifyReport,
     let (stops, broken) = chained(source)?;
     let mut judge = Judge { source, stops, costs: Vec::new(), sighted: survey.sighted, window: BTreeMap::new() };
     judge.costs.resize_with(judge.sighted.len(), Cost::default);
-    judge.breaks(&broken);
+    judge.breaks(&broken, &survey.copies);
     if let Some((rank, points)) = &survey.behind {
         let there = judge.stops.iter().filter(|stop| stop.is_restorable()).flat_map(|stop| &stop.marks);
         let there: BTreeSet<u64> = there.map(|mark| mark.point).collect();
@@ -60,6 +60,8 @@ pub(super) fn judge(source: &Source, survey: Survey<'_>) -> Result<VerifyReport,
         }
     }
     let segments: BTreeSet<SegmentNumber> = survey.copies.iter().map(|copy| copy.segment).collect();
+    let unknown = judge.sighted.iter().zip(&judge.costs).filter(|(_, cost)| cost.unknown);
+    let unknown: BTreeSet<u64> = unknown.filter_map(|(sighted, _)| Some(sighted.segment?.0)).collect();
     let findings = judge.sighted.into_iter().zip(judge.costs).map(|(sighted, cost)| finding(sighted, &cost));
     Ok(VerifyReport {
         segments: segments.len() as u64,
@@ -68,6 +70,7 @@ pub(super) fn judge(source: &Source, survey: Survey<'_>) -> Result<VerifyReport,
         blocks: survey.blocks,
         points,
         points_affected: affected.iter().map(|point| format!("p{point}")).collect(),
+        segments_unknown: unknown.into_iter().collect(),
         objects_unused: survey.unused,
         cut,
         findings: findings.collect(),
@@ -89,8 +92,9 @@ fn finding(sighted: Sighted, cost: &Cost) -> VerifyFinding {
         position: flaw.positions.map(|(first, _)| first.0),
         position_end: flaw.positions.map(|(_, last)| last.0),
         what: flaw.what,
-        covered: !cost.uncovered && cost.points.is_empty(),
+        covered: !cost.uncovered && !cost.unknown && cost.points.is_empty(),
         points: cost.points.iter().map(|point| format!("p{point}")).collect(),
+        points_unknown: cost.unknown,
     }
 }
 
@@ -154,6 +158,8 @@ fn reaching(stops: &[Stop], segment: SegmentNumber) -> impl Iterator<Item = u64>
 struct Cost {
     uncovered: bool,
     points: BTreeSet<u64>,
+    /// Points that were marked in the segment, and cannot be named.
+    unknown: bool,
     lost: Option<u64>,
 }
 
@@ -183,7 +189,7 @@ impl Judge<'_> {
     }
 
     /// Segments that cannot be had.
-    fn breaks(&mut self, broken: &BTreeSet<SegmentNumber>) {
+    fn breaks(&mut self, broken: &BTreeSet<SegmentNumber>, copies: &[SegmentCopy]) {
         for segment in broken {
             let mut ranks = self.flaws_of(*segment);
             ranks.retain(|rank| self.sighted[*rank].flaw.hurts.is_empty());
@@ -201,10 +207,19 @@ impl Judge<'_> {
                 };
                 ranks = vec![self.sight(place, *segment, Flaw::new(None, what))];
             }
-            let points: Vec<u64> = reaching(&self.stops, *segment).collect();
+            let mut points: Vec<u64> = reaching(&self.stops, *segment).collect();
+            // Of one that is not in the chain, the marks are those of a copy whose batches could be read all the same.
+            let outside = !self.stops.iter().any(|stop| stop.segment == *segment);
+            let mut readable =
+                copies.iter().filter(|copy| copy.segment == *segment && copy.last_checksum.is_some()).peekable();
+            let unknown = outside && readable.peek().is_none();
+            if outside {
+                points.extend(readable.flat_map(|copy| &copy.marks));
+            }
             for rank in ranks {
-                self.costs[rank].uncovered = true;
-                self.costs[rank].points.extend(&points);
+                let cost = &mut self.costs[rank];
+                (cost.uncovered, cost.unknown) = (true, unknown);
+                cost.points.extend(&points);
             }
         }
     }
@@ -344,8 +359,12 @@ impl Judge<'_> {
             let known = |point: &u64| stop.is_some_and(|stop| stop.marks.iter().any(|mark| mark.point == *point));
             let marks = copies.iter().flat_map(|copy| &copy.marks);
             let hidden: Vec<u64> = marks.copied().filter(|point| !known(point)).collect();
+            let found = stop.map(|stop| self.source.locate(segment, Some(stop.last_checksum)));
+            let found = found.and_then(|found| found.ok().flatten());
+            let cut_off = found.is_some_and(|found| self.source.cut_off(&found).is_some());
             for rank in ranks {
                 self.costs[rank].uncovered = true;
+                self.costs[rank].unknown |= cut_off;
                 self.costs[rank].points.extend(&hidden);
             }
         }

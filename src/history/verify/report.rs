@@ -25,6 +25,8 @@ pub struct VerifyFinding {
     pub covered: bool,
     /// The synch points that do not come back bit for bit because of this.
     pub points: Vec<String>,
+    /// The segment cannot be read at all, so nobody knows which points were marked in it: none of them comes back.
+    pub points_unknown: bool,
 }
 
 impl std::fmt::Display for VerifyFinding {
@@ -51,7 +53,11 @@ impl std::fmt::Display for VerifyFinding {
         }
         match self.points.as_slice() {
             [] if self.covered => Ok(()),
+            [] if self.points_unknown => f.write_str("; the points inside it are unknown"),
             [] => f.write_str("; no synch point needs it"),
+            points if self.points_unknown => {
+                write!(f, "; affects {} and the points inside it, which are unknown", points.join(" "))
+            }
             points => write!(f, "; affects {}", points.join(" ")),
         }
     }
@@ -83,6 +89,8 @@ pub struct VerifyReport {
     /// Synch points that are proven to come back: all their segments are there, chained and sound.
     pub points: u64,
     pub points_affected: Vec<String>,
+    /// Segments that cannot be read, or are missing: which points were marked in them nobody knows, and they are affected too.
+    pub segments_unknown: Vec<u64>,
     /// Objects that no reader takes: of a past that was given up.
     pub objects_unused: Vec<String>,
     /// Damage is so large that the points were not told apart: all that reach into a segment with damage are listed.
