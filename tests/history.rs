@@ -597,9 +597,16 @@ fn a_target_is_not_overwritten_unasked() {
     // The store's directory: what says whose it is, and an object.
     let Ok(Spec::Directory(store)) = Spec::parse(&rig.store().spec()) else { panic!("a directory") };
     assert!(matches!(to(&store.join("salvol-store"), true), Err(HistoryError::Target(TargetError::Itself { .. }))));
+    assert!(matches!(to(&store.join("new"), true), Err(HistoryError::Target(TargetError::Itself { .. }))));
+    assert!(!store.join("new").exists() && !store.join(".new.partial").exists());
     assert!(matches!(to(&rig.path(""), true), Err(HistoryError::Target(TargetError::Kind { .. }))));
+    assert!(matches!(to(&rig.path("new/"), true), Err(HistoryError::Target(TargetError::Directory { .. }))));
+    assert!(!rig.path("new").exists() && !rig.path(".new.partial").exists());
     to(&path, true).unwrap();
     assert_eq!(differences(&path, &rig.model), [0; 0]);
+    to(&rig.path("image"), false).unwrap();
+    let mode = |path: &Path| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions());
+    assert_eq!((mode(&rig.path("image")) & 0o777, mode(&path) & 0o777), (0o600, 0o600), "an image holds everything");
 }
 
 /// A disk that was a primary, and onto which an image was restored: by its last block it is a primary still.

@@ -100,10 +100,11 @@ pub fn restore_with(
     progress: &Progress,
 ) -> Result<RestoreReport, HistoryError> {
     let started = Instant::now();
+    let sources = source.places();
+    Target::admit(to, options.force, &sources)?;
     let index =
         index_at(source, source.volume(), moment.segment, moment.position).map_err(|error| source.judged(error))?;
     let plan = Plan::new(source.volume(), &index);
-    let sources = source.places();
     let writing = Writing {
         bytes: index.blocks() * BLOCK_BYTES as u64,
         identity: plan.identity,

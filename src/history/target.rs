@@ -4,20 +4,22 @@
 //! until then that says how far the restore is (`unfinished.rs`), so half a volume is nothing that could be mounted, and a
 //! restore that was interrupted goes on. So whatever ends a restore leaves no wreck.
 //!
-//! Nothing that anybody might still want is overwritten without being told to: an existing file, a device that holds
-//! something recognised. What is in use, or is the source itself, is not overwritten at all.
+//! Nothing that anybody might still want is overwritten without being told to: an existing file, also one that appears
+//! meanwhile, a `.NAME.partial` that no restore has left, a device that holds something recognised. What is in use, or is
+//! the source itself, is not overwritten at all. An image holds everything, so a file can be read by its owner only.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, IoSlice, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 use nix::sys::uio::pwritev;
 
 use super::unfinished::Unfinished;
@@ -29,6 +31,10 @@ const RUN_BLOCKS: usize = 256;
 /// Fewer blocks in a row are not worth a system call of their own to set room aside.
 const RESERVE_BLOCKS: u64 = 8;
 const ZEROS: &[u8] = &[0; BLOCK_BYTES];
+/// Who may read an image.
+const MODE: u32 = 0o600;
+/// What a ring store's superblock begins with.
+const RING_MAGIC: &[u8] = b"SALVOLRS";
 /// Segments of another restore that was interrupted here, at most; more is nothing that was written by us.
 const MANY_SEGMENTS: usize = 1 << 24;
 
@@ -43,8 +49,12 @@ pub enum TargetError {
     InUse { path: PathBuf },
     #[error("{path}: is being written by another restore")]
     Restoring { path: PathBuf },
-    #[error("{path}: is what is restored from")]
+    #[error("{path}: is what is restored from, or in it")]
     Itself { path: PathBuf },
+    #[error("{path}: is there, and no restore says that it is its own; remove it, or overwrite it with --force")]
+    Partial { path: PathBuf },
+    #[error("{path}: is a directory's name; give the name of a file")]
+    Directory { path: PathBuf },
     #[error("{path}: has {have} bytes, the volume has {need}")]
     Small { path: PathBuf, have: u64, need: u64 },
     #[error("{path}: is neither a file nor a block device")]
@@ -90,6 +100,8 @@ pub struct Target {
     file: File,
     bytes: u64,
     kind: Kind,
+    /// Whether what has the file's name may be replaced.
+    force: bool,
     identity: [u8; 32],
     /// What the first block will be.
     first: Mutex<Vec<u8>>,
@@ -113,21 +125,34 @@ enum Kind {
 }
 
 impl Target {
+    /// What can be refused before anything is read.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub(super) fn admit(path: &Path, force: bool, sources: &[PathBuf]) -> Result<(), TargetError> {
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_file() => check_existing(path, force, sources),
+            Ok(_) => Ok(()),
+            Err(_) if path.as_os_str().as_bytes().ends_with(b"/") => {
+                Err(TargetError::Directory { path: path.to_owned() })
+            }
+            Err(_) if is_one_of(path, sources) => Err(TargetError::Itself { path: path.to_owned() }),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Opens `path`. When an earlier restore of the same identity was interrupted there, goes on from what it had recorded.
     ///
     /// # Errors
     /// See [`TargetError`]; nothing has been changed then.
     pub(super) fn open(path: &Path, writing: &Writing<'_>) -> Result<Self, TargetError> {
         let failed = |source| TargetError::Io { path: path.to_owned(), source };
-        let (force, sources) = (writing.force, writing.sources);
+        Self::admit(path, writing.force, writing.sources)?;
         let (path, file, kind) = match std::fs::metadata(path) {
             Ok(found) if found.file_type().is_block_device() => (path.to_owned(), device(path, writing)?, Kind::Device),
             Ok(found) if !found.is_file() => return Err(TargetError::Kind { path: path.to_owned() }),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            found => {
-                if found.is_ok() {
-                    check_existing(path, force, sources)?;
-                }
+            _ => {
                 // A link stays a link.
                 let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
                 let partial = partial_name(&path)?;
@@ -145,11 +170,21 @@ impl Target {
         let ours = found.as_ref().filter(|found| {
             found.identity == writing.identity && found.done.len() == writing.segments && length == writing.bytes
         });
+        if let Kind::File { partial } = &kind {
+            let failed = |source| TargetError::Io { path: partial.clone(), source };
+            // A run that was killed before its first record has left a hole.
+            let anybody = found.is_none() && length > 0 && file.metadata().map_err(failed)?.blocks() > 0;
+            if anybody && !writing.force {
+                return Err(TargetError::Partial { path: partial.clone() });
+            }
+            file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
+        }
         let mut target = Self {
             path,
             file,
             bytes: writing.bytes,
             kind,
+            force: writing.force,
             identity: writing.identity,
             first: Mutex::new(vec![0; BLOCK_BYTES]),
             resumed: ours.map(|found| found.done.clone()),
@@ -169,7 +204,9 @@ impl Target {
             log::warn!("{place}: an interrupted restore does not say what it had done; starting over");
         }
         let record = target.record_of(&vec![false; writing.segments]);
-        if let Err(source) = target.clear().and_then(|()| target.write_first(&record)) {
+        if let Err(source) =
+            target.clear().and_then(|()| target.forget_superblocks()).and_then(|()| target.write_first(&record))
+        {
             target.remove();
             return Err(target.failed(source));
         }
@@ -183,6 +220,33 @@ impl Target {
         }
         self.file.set_len(0)?;
         self.file.set_len(self.bytes)
+    }
+
+    /// Overwrites the superblocks of a volume or a store that was on the device, which could be found again by the one at its
+    /// end: opening that volume would overwrite what is restored.
+    fn forget_superblocks(&self) -> io::Result<()> {
+        if !self.is_device() {
+            return Ok(());
+        }
+        let end = (&self.file).seek(SeekFrom::End(0))? / BLOCK_BYTES as u64;
+        let mut block = vec![0; BLOCK_BYTES];
+        let mut read = |at: u64| match self.file.read_exact_at(&mut block, at * BLOCK_BYTES as u64) {
+            Ok(()) => Some(block.clone()),
+            Err(_) => None,
+        };
+        let Some(last) = end.checked_sub(1) else { return Ok(()) };
+        let first = read(0);
+        let volume = first.as_ref().and_then(|block| Superblock::parse(block).ok());
+        let copy = volume.map_or(last, |volume| volume.geometry.copy_at() / BLOCK_BYTES as u64).min(last);
+        for at in [0, copy, last] {
+            if read(at).is_some_and(|block| is_superblock(&block)) {
+                let at = at * BLOCK_BYTES as u64;
+                log::info!("{}: the salvol superblock at {at:#x} is overwritten", self.path.display());
+                self.may(Change::Write { at, bytes: BLOCK_BYTES as u64 })?;
+                self.file.write_all_at(ZEROS, at)?;
+            }
+        }
+        self.sync(false)
     }
 
     /// Which segments an earlier restore says are there.
@@ -318,15 +382,27 @@ impl Target {
 
     /// Makes everything durable, and then the target what it is to be.
     pub(super) fn finish(&self) -> Result<(), TargetError> {
-        let finished = self.sync(true).and_then(|()| self.write_first(&self.first())).and_then(|()| self.name());
-        finished.map_err(|source| self.failed(source))
+        let finished = self.sync(true).and_then(|()| self.write_first(&self.first()));
+        finished.map_err(|source| self.failed(source))?;
+        let Kind::File { partial } = &self.kind else { return Ok(()) };
+        if self.force && std::fs::symlink_metadata(&self.path).is_ok() {
+            // It may be another file than the one that was looked at in the beginning.
+            check_replaceable(&self.path)?;
+        }
+        self.name(partial).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => TargetError::Exists { path: self.path.clone() },
+            _ => self.failed(source),
+        })
     }
 
     /// Gives a file its name.
-    fn name(&self) -> io::Result<()> {
-        let Kind::File { partial } = &self.kind else { return Ok(()) };
+    fn name(&self, partial: &Path) -> io::Result<()> {
         self.may(Change::Name)?;
-        std::fs::rename(partial, &self.path)?;
+        if self.force {
+            std::fs::rename(partial, &self.path)?
+        } else {
+            rename_new(partial, &self.path)?
+        }
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
         File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
     }
@@ -386,6 +462,29 @@ impl Target {
     }
 }
 
+/// Renames a file, unless the name is taken.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // Not every file system can do that. A link never replaces anything either.
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+        other => return Ok(other?),
+    }
+    match std::fs::hard_link(from, to) {
+        Ok(()) => return std::fs::remove_file(from),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+        Err(_) => {}
+    }
+    match std::fs::symlink_metadata(to) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => std::fs::rename(from, to),
+    }
+}
+
+fn is_superblock(block: &[u8]) -> bool {
+    let volume = !matches!(Superblock::parse(block), Err(FormatError::Magic { .. } | FormatError::Length { .. }));
+    volume || block.starts_with(RING_MAGIC)
+}
+
 fn partial_name(path: &Path) -> Result<PathBuf, TargetError> {
     let mut name = OsString::from(".");
     name.push(path.file_name().ok_or_else(|| TargetError::Kind { path: path.to_owned() })?);
@@ -404,7 +503,8 @@ fn unfinished(file: &File, segments_max: usize) -> Option<Unfinished> {
 fn partial_file(partial: &Path) -> Result<File, TargetError> {
     let failed = |source: io::Error| TargetError::Io { path: partial.to_owned(), source };
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    options.read(true).write(true).create(true).truncate(false).mode(MODE);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
     let file = options.open(partial).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
@@ -421,12 +521,20 @@ fn partial_file(partial: &Path) -> Result<File, TargetError> {
 
 /// Whether a file that is there may be replaced.
 fn check_existing(path: &Path, force: bool, sources: &[PathBuf]) -> Result<(), TargetError> {
-    let failed = |source| TargetError::Io { path: path.to_owned(), source };
     if is_one_of(path, sources) {
         return Err(TargetError::Itself { path: path.to_owned() });
     }
     if !force {
         return Err(TargetError::Exists { path: path.to_owned() });
+    }
+    check_replaceable(path)
+}
+
+/// Whether what has the name is a file that nobody uses.
+fn check_replaceable(path: &Path) -> Result<(), TargetError> {
+    let failed = |source| TargetError::Io { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(TargetError::Kind { path: path.to_owned() });
     }
     // The primary of a volume that is attached is locked by its daemon.
     match File::open(path).map_err(failed)?.try_lock() {
@@ -464,7 +572,7 @@ fn device(path: &Path, writing: &Writing<'_>) -> Result<File, TargetError> {
 }
 
 /// Whether writing to `path` would write to one of `sources`: it is one, the file behind one that is a loop device, or
-/// the other way round, a disk of which one is a partition, or a file in a directory that is one.
+/// the other way round, a disk of which one is a partition, or a file, there or not, in a directory that is one.
 pub(super) fn is_one_of(path: &Path, sources: &[PathBuf]) -> bool {
     let identity = |path: &Path| {
         let found = std::fs::metadata(path).ok()?;
@@ -479,7 +587,9 @@ pub(super) fn is_one_of(path: &Path, sources: &[PathBuf]) -> bool {
         _ => one == other,
     };
     let inside = |directory: &Path| {
-        let (path, directory) = (std::fs::canonicalize(path), std::fs::canonicalize(directory));
+        let parent = path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+        let path = std::fs::canonicalize(path).or_else(|error| parent.map_or(Err(error), std::fs::canonicalize));
+        let directory = std::fs::canonicalize(directory);
         directory.is_ok_and(|directory| directory.is_dir() && path.is_ok_and(|path| path.starts_with(directory)))
     };
     let target = identities(path);
@@ -565,6 +675,53 @@ mod tests {
     }
 
     #[test]
+    fn nothing_that_appeared_meanwhile_is_replaced_unasked() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (path, partial) = (scratch.path().join("out"), scratch.path().join(".out.partial"));
+        let asked = |force| Writing { force, ..writing(1) };
+        // What is not a restore's own is left alone.
+        std::fs::write(&partial, "mine").unwrap();
+        assert!(matches!(Target::open(&path, &asked(false)), Err(TargetError::Partial { .. })));
+        assert_eq!(std::fs::read_to_string(&partial).unwrap(), "mine");
+        std::fs::remove_file(&partial).unwrap();
+        // A file appears while the restore runs.
+        let target = Target::open(&path, &asked(false)).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(target.finish(), Err(TargetError::Exists { .. })));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        drop(target);
+        std::fs::remove_file(&partial).unwrap();
+        // One that is in use by then is not replaced with force either.
+        let target = Target::open(&path, &asked(true)).unwrap();
+        let user = File::open(&path).unwrap();
+        user.lock().unwrap();
+        assert!(matches!(target.finish(), Err(TargetError::InUse { .. })));
+        drop(user);
+        target.finish().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        // Two ways to the same end, for file systems that know no other.
+        let taken = scratch.path().join("taken");
+        std::fs::write(&taken, "").unwrap();
+        assert_eq!(rename_new(&path, &taken).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        rename_new(&path, &scratch.path().join("free")).unwrap();
+        for name in ["newimg/", "taken/"] {
+            let error = Target::open(&scratch.path().join(name), &asked(true)).err().unwrap();
+            assert!(!matches!(error, TargetError::Exists { .. }), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 2, "nothing was made");
+    }
+
+    #[test]
+    fn a_new_file_in_a_source_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let sources = [scratch.path().to_owned()];
+        for name in ["new", "./new"] {
+            assert!(is_one_of(&scratch.path().join(name), &sources), "{name}");
+        }
+        assert!(!is_one_of(&std::env::temp_dir().join("salvol-elsewhere"), &sources));
+    }
+
+    #[test]
     fn only_the_same_restore_goes_on() {
         let scratch = tempfile::tempdir().unwrap();
         let (path, partial) = (scratch.path().join("out"), scratch.path().join(".out.partial"));
@@ -596,6 +753,36 @@ mod tests {
             assert_eq!(target.resumed(), None);
             target.finish().unwrap();
             assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0), "nothing of the other stays");
+        }
+    }
+
+    #[test]
+    fn a_device_forgets_whose_it_was() {
+        let mut stand_in = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut stand_in, &[9; 6 * BLOCK_BYTES]).unwrap();
+        let (last, behind) = (5 * BLOCK_BYTES as u64, 4 * BLOCK_BYTES as u64);
+        let starts = |at| {
+            let mut bytes = [0; 8];
+            stand_in.read_exact_at(&mut bytes, at).unwrap();
+            bytes
+        };
+        for magic in [*b"SALVOLSB", *b"SALVOLRS"] {
+            stand_in.write_all_at(&magic, last).unwrap();
+            let open =
+                || Target::begin(PathBuf::new(), stand_in.try_clone().unwrap(), Kind::Device, &writing(1)).unwrap();
+            let target = open();
+            assert_eq!(
+                (starts(last), starts(behind)),
+                ([0; 8], [9; 8]),
+                "the superblock goes, what lies beside it stays"
+            );
+            target.record(&[true, false]).unwrap();
+            drop(target);
+            // What was restored is not taken for one.
+            stand_in.write_all_at(&magic, last).unwrap();
+            drop(open());
+            assert_eq!(starts(last), magic);
+            stand_in.write_all_at(ZEROS, 0).unwrap();
         }
     }
 
