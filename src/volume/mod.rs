@@ -79,6 +79,25 @@ impl<P: Platform> Volume<P> {
         self.0.read_only
     }
 
+    /// Serves one request; ends when it may be acknowledged. A read fills its buffer or fails.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn serve(&self, request: &Request) -> Result<(), RequestError> {
+        let Request { operation, block, blocks, buffer } = request;
+        if *operation == Operation::Flush {
+            return self.flush().await;
+        }
+        self.check_range(*block, *blocks)?;
+        match operation {
+            Operation::Read => self.read(*block, buffer).await,
+            Operation::Write { fua } => self.write(*block, buffer, *fua).await,
+            Operation::Discard => self.unmap(*block, *blocks, false, false).await,
+            Operation::WriteZeroes { fua } => self.unmap(*block, *blocks, true, *fua).await,
+            Operation::Flush => Ok(()),
+        }
+    }
+
     /// Fails the writes that wait for space from now on, so that a forced detach can end.
     pub fn fail_waiting(&self) {
         self.0.log.fail_waiting();
@@ -98,18 +117,7 @@ impl<P: Platform> Volume<P> {
 
 impl<P: Platform> Serve for Volume<P> {
     async fn serve(&self, request: &Request) -> Result<(), RequestError> {
-        let Request { operation, block, blocks, buffer } = request;
-        if *operation == Operation::Flush {
-            return self.flush().await;
-        }
-        self.check_range(*block, *blocks)?;
-        match operation {
-            Operation::Read => self.read(*block, buffer).await,
-            Operation::Write { fua } => self.write(*block, buffer, *fua).await,
-            Operation::Discard => self.unmap(*block, *blocks, false, false).await,
-            Operation::WriteZeroes { fua } => self.unmap(*block, *blocks, true, *fua).await,
-            Operation::Flush => Ok(()),
-        }
+        self.serve(request).await
     }
 }
 

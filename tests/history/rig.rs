@@ -35,7 +35,7 @@ pub struct Rig {
 pub const SEGMENT_BLOCKS: u32 = 64;
 pub const WORKING_SET: u32 = 8;
 const SLOTS: u32 = 14;
-const BLOCKS: u64 = 280;
+pub const BLOCKS: u64 = 280;
 
 pub fn content(seed: u64) -> Vec<u8> {
     if seed == 0 {

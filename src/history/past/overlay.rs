@@ -16,6 +16,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::lock::Mutex;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -71,6 +72,7 @@ pub(super) struct Overlay {
     changed: RefCell<BTreeSet<usize>>,
     kept: bool,
     data_at: u64,
+    flushing: Mutex<()>,
     failed: Cell<bool>,
 }
 
@@ -97,8 +99,9 @@ impl Overlay {
             }
         };
         let data_at = (BLOCK_BYTES + map_bytes) as u64;
-        let (changed, failed) = (RefCell::default(), Cell::new(false));
-        Ok(Some(Self { file: Arc::new(file), map: RefCell::new(map), changed, kept, data_at, failed }))
+        let (map, changed) = (RefCell::new(map), RefCell::default());
+        let (flushing, failed) = (Mutex::default(), Cell::new(false));
+        Ok(Some(Self { file: Arc::new(file), map, changed, kept, data_at, flushing, failed }))
     }
 
     pub(super) fn has(&self, block: Block) -> Has {
@@ -164,17 +167,10 @@ impl Overlay {
         if !self.kept {
             return Ok(());
         }
-        let changed = std::mem::take(&mut *self.changed.borrow_mut());
-        let map = self.map.borrow();
-        let pieces: Vec<(u64, Vec<u8>)> = changed
-            .into_iter()
-            .map(|rank| {
-                let at = rank * BLOCK_BYTES;
-                ((BLOCK_BYTES + at) as u64, map[at..at + BLOCK_BYTES].to_vec())
-            })
-            .collect();
-        drop(map);
-        let file = Arc::clone(&self.file);
+        // One after the other: what one flush has taken from `changed` the next must not answer for before it is there.
+        let _turn = self.flushing.lock().await;
+        self.check()?;
+        let (file, pieces) = (Arc::clone(&self.file), self.take_changed());
         let job = move || {
             file.sync_data()?;
             if pieces.is_empty() {
@@ -190,6 +186,16 @@ impl Overlay {
             self.failed.set(true);
             refused(&error)
         })
+    }
+
+    /// The blocks of the map that changed, as they are now, with their places in the file.
+    fn take_changed(&self) -> Vec<(u64, Vec<u8>)> {
+        let (map, changed) = (self.map.borrow(), std::mem::take(&mut *self.changed.borrow_mut()));
+        let piece = |rank: usize| {
+            let at = rank * BLOCK_BYTES;
+            ((BLOCK_BYTES + at) as u64, map[at..at + BLOCK_BYTES].to_vec())
+        };
+        changed.into_iter().map(piece).collect()
     }
 
     fn check(&self) -> Result<(), RequestError> {

@@ -79,16 +79,16 @@ impl Reader {
     /// Fills the places of `buffer` that `wants` name.
     pub(super) fn read(&self, wants: &[Want], buffer: &Buffer) -> Result<(), RequestError> {
         for of_segment in wants.chunk_by(|a, b| a.segment == b.segment) {
-            let missing = self.from_slot(of_segment, buffer)?;
+            let missing = self.read_slot(of_segment, buffer)?;
             if !missing.is_empty() {
-                self.from_store(&missing, buffer)?;
+                self.read_store(&missing, buffer)?;
             }
         }
         Ok(())
     }
 
     /// Reads what the slot has; gives what it has not.
-    fn from_slot(&self, wants: &[Want], buffer: &Buffer) -> Result<Vec<Want>, RequestError> {
+    fn read_slot(&self, wants: &[Want], buffer: &Buffer) -> Result<Vec<Want>, RequestError> {
         let segment = wants[0].segment;
         let (Some(primary), Some((slot, gone))) = (&self.primary, self.slots.get(&segment)) else {
             return Ok(wants.to_vec());
@@ -126,7 +126,7 @@ impl Reader {
         !matches!(header, Ok(Ok(header)) if header.segment != segment)
     }
 
-    fn from_store(&self, wants: &[Want], buffer: &Buffer) -> Result<(), RequestError> {
+    fn read_store(&self, wants: &[Want], buffer: &Buffer) -> Result<(), RequestError> {
         let mut cause = None;
         for fresh in [false, true] {
             let objects = match self.objects_of(wants[0].segment, fresh) {
@@ -134,7 +134,7 @@ impl Reader {
                 Err(error) => return Err(unreadable(wants[0].block, &error.to_string())),
             };
             for archived in objects {
-                match self.from_object(&archived, wants, buffer) {
+                match self.read_object(&archived, wants, buffer) {
                     Ok(()) => return Ok(()),
                     Err(error) => cause = Some(error),
                 }
@@ -149,7 +149,7 @@ impl Reader {
     }
 
     /// Reads all `wants` out of one object; otherwise which block is not there, and why.
-    fn from_object(&self, archived: &Archived, wants: &[Want], buffer: &Buffer) -> Result<(), (Block, String)> {
+    fn read_object(&self, archived: &Archived, wants: &[Want], buffer: &Buffer) -> Result<(), (Block, String)> {
         let object = self.opened(archived).map_err(|error| (wants[0].block, error.to_string()))?;
         let mut object = lock(&object);
         for want in wants {
