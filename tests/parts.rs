@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::*;
-use salvol::archive::{MemoryStore, Store};
-use salvol::format::{Position, SegmentNumber};
+use salvol::archive::{MemoryStore, Mood, Store};
+use salvol::format::{BLOCK_BYTES, BatchHeader, Position, SegmentNumber};
 use salvol::io::Platform;
 use salvol::io::simulated::{Dice, Ended, SimulatedPlatform};
 use salvol::log::Archiving;
@@ -489,4 +489,58 @@ fn only_changes_are_exposed() {
     store.as_ref().unwrap().set_error(None);
     pass(&platform, 60);
     assert_eq!(volume.status().archive.exposed_seconds, 0.0);
+}
+
+/// Writes blocks 0 to 4.
+fn write(platform: &SimulatedPlatform, volume: &SimVolume, stamp: u64) {
+    let volume = volume.clone();
+    platform.block_on(async move { put(&volume, 0..4, stamp).await }).unwrap();
+}
+
+/// Churns until the log is `segments` segments further.
+fn churned(platform: &SimulatedPlatform, volume: &SimVolume, segments: u64) {
+    let volume = volume.clone();
+    platform.block_on(async move { churn(&volume, segments).await }).unwrap();
+}
+
+/// The newest that is archived is a batch in the middle of a segment that is sealed now, and its header has rotted. (The
+/// archive was once said to be of another past.)
+#[test]
+fn a_rotten_header_is_held_against_nobody() {
+    let (disk, store) = (LONG.disk(), store_of(&LONG));
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    write(&platform, &volume, 1);
+    let safe = mark(&platform, &volume);
+    let segment = volume.log().current_segment();
+    store.as_ref().unwrap().set_mood(Mood::ReadOnly);
+    churned(&platform, &volume, 2);
+    let slot = volume.log().look(|_, table| table.slot_of(segment).unwrap());
+    let place = LONG.superblock().geometry.slot_place(slot).bytes();
+    let closing = volume.clone();
+    let _ = platform.block_on(async move { closing.close().await });
+    platform.halt();
+    disk.stop_machine();
+    let mut safe_at = None;
+    for at in (1..LONG.segment_blocks).map(|block| place + u64::from(block) * BLOCK_BYTES as u64) {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        disk.peek(at, &mut bytes);
+        if BatchHeader::parse(&bytes, &LONG.superblock()).is_ok_and(|batch| batch.header.position == Position(safe)) {
+            safe_at = Some(at);
+        }
+    }
+    let rot = |at: u64| {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        disk.peek(at, &mut bytes);
+        bytes[100] ^= 1;
+        disk.poke(at, &bytes);
+    };
+    // The header; then the summary's last block as well, so that nothing says any more what the slot holds.
+    for at in [safe_at.unwrap(), place + LONG.superblock().geometry.segment_bytes() as u64 - BLOCK_BYTES as u64] {
+        rot(at);
+        let platform = SimulatedPlatform::new(3, disk.fork());
+        let opened = open(&platform, &store).unwrap();
+        assert!(!matches!(opened, Err(OpenError::ArchiveDiffers { .. })), "{}", opened.err().unwrap());
+        platform.halt();
+    }
 }

@@ -91,16 +91,20 @@ struct Last<'a> {
 }
 
 impl Last<'_> {
-    /// Whether the batch at `position`, which is not behind the last, has `checksum`. A header that has rotted is held
-    /// against nobody.
-    fn has(&self, volume: &Superblock, position: Position, checksum: Checksum) -> bool {
+    /// Whether the batch at `position`, which is not behind the last, is another than the one with `checksum`. Of a header
+    /// that has rotted the next one knows; when that has rotted as well it is held against nobody.
+    fn differs(&self, volume: &Superblock, position: Position, checksum: Checksum) -> bool {
         if position == self.summary.last_position() {
-            return checksum == self.summary.last_checksum;
+            return checksum != self.summary.last_checksum;
         }
-        let rank = position.0.checked_sub(self.summary.first_position.0);
-        let Some(batch) = rank.and_then(|rank| self.summary.batches.get(rank as usize)) else { return false };
-        let header = &self.image[batch.offset().0 as usize * BLOCK_BYTES..];
-        BatchHeader::parse(header, volume).is_ok_and(|parsed| parsed.checksum == checksum)
+        let rank = position.0.checked_sub(self.summary.first_position.0).map(|rank| rank as usize);
+        let Some(rank) = rank.filter(|rank| *rank < self.summary.batches.len()) else { return true };
+        let header = |rank: usize| {
+            let batch = self.summary.batches.get(rank)?;
+            BatchHeader::parse(&self.image[batch.offset().0 as usize * BLOCK_BYTES..], volume).ok()
+        };
+        let found = header(rank).map(|found| found.checksum);
+        found.or_else(|| header(rank + 1).map(|next| next.header.predecessor)).is_some_and(|found| found != checksum)
     }
 
     /// The verdict as far as this segment can give it; none when the archive ends before.
@@ -112,8 +116,8 @@ impl Last<'_> {
         if segment > self.summary.segment || position > self.summary.last_position() {
             return Some(Err(Disagreement::Ahead { archived: segment, position }));
         }
-        let same = self.has(volume, position, checksum);
-        Some(if same { Ok(()) } else { Err(Disagreement::Differs { segment }) })
+        let differs = self.differs(volume, position, checksum);
+        Some(if differs { Err(Disagreement::Differs { segment }) } else { Ok(()) })
     }
 }
 
@@ -134,22 +138,26 @@ pub async fn tail_agrees<D: Device>(
     sealed_agrees(device, volume, slots.collect(), ends).await
 }
 
-/// Whether one of `slots` holds the archive's newest segment; without slots it has left the primary.
+/// Whether one of `slots` holds the archive's newest segment; without slots it has left the primary. A slot that cannot be
+/// read may hold it: damage is for those to report who need what is there.
 async fn sealed_agrees<D: Device>(
     device: &D,
     volume: &Superblock,
     slots: Vec<Slot>,
     ends: &ArchiveEnds,
 ) -> Result<(), Disagreement> {
-    if slots.is_empty() {
-        return Ok(());
-    }
+    let mut differs = false;
     for slot in slots {
-        if holds(device, volume, slot, ends).await.unwrap_or(false) {
-            return Ok(());
+        match holds(device, volume, slot, ends).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => differs = true,
+            Err(error) => {
+                log::warn!("{}: cannot compare segment {} with the archive: {error}", volume.name, ends.segment);
+                return Ok(());
+            }
         }
     }
-    Err(Disagreement::Differs { segment: ends.segment })
+    if differs { Err(Disagreement::Differs { segment: ends.segment }) } else { Ok(()) }
 }
 
 /// Whether the sealed segment in `slot` has the archive's newest batch, which of parts may be one in the middle.
@@ -158,10 +166,15 @@ async fn holds<D: Device>(device: &D, volume: &Superblock, slot: Slot, ends: &Ar
     if ends.position == summary.last_position() {
         return Ok(summary.last_checksum == ends.checksum);
     }
+    if ends.position > summary.last_position() {
+        // One that was made again from the headers ends before the first that has rotted.
+        let stored = scan::stored_summary(device, volume, slot).await;
+        return Ok(!stored.is_ok_and(|stored| stored.segment == ends.segment));
+    }
     let image = scan::image(device, volume, slot).await;
     let offset = volume.geometry.slot_place(slot).bytes();
     let image = image.map_err(|source| ScanError::Io { offset, source })?;
-    Ok(Last { summary: &summary, image: image.bytes() }.has(volume, ends.position, ends.checksum))
+    Ok(!Last { summary: &summary, image: image.bytes() }.differs(volume, ends.position, ends.checksum))
 }
 
 impl<P: Platform> Log<P> {
