@@ -544,3 +544,30 @@ fn a_rotten_header_is_held_against_nobody() {
         platform.halt();
     }
 }
+
+/// The store lost every part while it was away. What it does not have is not archived, whatever was said before. (It once
+/// was, and who waited for a point behind it was told that it is safe.)
+#[test]
+fn parts_that_the_store_has_lost_are_not_archived() {
+    let (disk, store) = (LONG.disk(), store_of(&LONG));
+    let memory = store.clone().unwrap();
+    let platform = SimulatedPlatform::new(1, disk);
+    let volume = open(&platform, &store).unwrap().unwrap();
+    write(&platform, &volume, 1);
+    let safe = mark(&platform, &volume);
+    memory.set_error(Some("away".to_owned()));
+    write(&platform, &volume, 2);
+    pass(&platform, 30);
+    memory.set_error(None);
+    for (name, _) in memory.list().unwrap() {
+        memory.delete(&name).unwrap();
+    }
+    memory.set_mood(Mood::ReadOnly);
+    pass(&platform, 60);
+    assert!(memory.is_empty());
+    let position = volume.log().archived_position();
+    assert!(position < Position(safe), "the archive is empty, and {position} is said to be in it");
+    memory.set_mood(Mood::Well);
+    pass(&platform, 60);
+    assert_eq!(volume.log().archived_position(), volume.log().last_change());
+}

@@ -439,14 +439,17 @@ impl State {
             self.archive.parts.known = true;
             return Ok(());
         }
+        // Without a chain nothing of the segment is archived, whatever was put: the store was exchanged, or lost it.
+        let mut through = Position(0);
         if let Some((position, checksum)) = left.end {
             let rank = position.0.checked_sub(self.head.header.first_position.0);
             let batch = rank.and_then(|rank| self.head.summary().batches.get(rank as usize));
             if batch.is_none_or(|batch| self.chain_at(batch).1 != checksum) {
                 return Err(format!("the archive has parts of segment {current} that are not on the primary"));
             }
-            self.archive.parts.through = position;
+            through = position;
         }
+        self.archive.parts.through = through;
         let numbers = left.chain.iter().chain(&left.others).map(|name| name.part);
         self.archive.parts.next = numbers.max().unwrap_or(0);
         self.archive.parts.names = left.chain;
