@@ -571,3 +571,29 @@ fn parts_that_the_store_has_lost_are_not_archived() {
     pass(&platform, 60);
     assert_eq!(volume.log().archived_position(), volume.log().last_change());
 }
+
+/// What cannot be deleted takes up room, and nothing else waits for it. (Nothing was archived any more in parts, once one
+/// could not be deleted.)
+#[test]
+fn a_store_that_deletes_nothing_gets_parts_all_the_same() {
+    let store = std::sync::Arc::new(WornStore::default());
+    let platform = SimulatedPlatform::new(1, LONG.disk());
+    let volume = open_worn(&platform, &store);
+    store.no_delete.store(true, std::sync::atomic::Ordering::Relaxed);
+    write(&platform, &volume, 1);
+    mark(&platform, &volume);
+    churned(&platform, &volume, 1);
+    pass(&platform, 30);
+    for stamp in 0..10 {
+        write(&platform, &volume, stamp);
+        pass(&platform, 600);
+        let status = volume.status().archive;
+        assert!(status.exposed_seconds < 60.0, "exposed for {} s", status.exposed_seconds);
+        assert!(status.error.is_some_and(|error| error.contains("stay")));
+    }
+    store.no_delete.store(false, std::sync::atomic::Ordering::Relaxed);
+    pass(&platform, 60);
+    assert_eq!(volume.status().archive.error, None);
+    let current = volume.log().current_segment();
+    assert!(store.list().unwrap().iter().all(|(name, _)| name.part == 0 || name.segment == current));
+}

@@ -6,6 +6,7 @@
 //! When the segment has been sealed it is archived whole, and then its parts are deleted. While earlier segments still
 //! wait for the store there are no parts: they would be of no use.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +39,11 @@ pub(crate) struct Parts {
     /// Something up to here should be archived at once.
     wanted: Position,
     /// Parts of segments that are sealed: to be deleted when those are archived whole.
-    superseded: Vec<ObjectName>,
+    superseded: BTreeSet<ObjectName>,
+    /// Parts that something else in the store stands for: to be deleted.
+    obsolete: BTreeSet<ObjectName>,
+    /// After deleting has failed: when it is tried again, and how long to wait after the next failure.
+    delete_again: Option<(Duration, Duration)>,
     /// How far the parts of the segment sealed last go: they are good for that until they are deleted.
     sealed: Option<Sealed>,
 }
@@ -60,10 +65,26 @@ impl Parts {
         self.sealed = (through > Position(0))
             .then(|| Sealed { segment, through, since: head.first_change_after(through) })
             .or(self.sealed);
-        self.superseded.append(&mut self.names);
+        self.superseded.extend(self.names.drain(..));
         (self.through, self.next) = (Position(0), 0);
     }
+
+    /// Every segment up to `through` is archived whole, and stands for its parts.
+    fn release(&mut self, through: SegmentNumber) {
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.superseded).into_iter().partition(|name| name.segment <= through);
+        self.obsolete.extend(gone);
+        self.superseded = kept.into_iter().collect();
+    }
+
+    /// Whether there is something to delete, and it is time to.
+    fn may_delete(&self, now: Duration) -> bool {
+        !self.obsolete.is_empty() && self.delete_again.is_none_or(|(at, _)| at <= now)
+    }
 }
+
+/// The number under which it is noted that parts cannot be deleted: no segment's, since it keeps none from being archived.
+const DELETING: SegmentNumber = SegmentNumber(0);
 
 /// A part that is to be archived.
 struct Cut {
@@ -78,7 +99,7 @@ struct Cut {
 /// What there is to do.
 enum Due {
     Part,
-    Delete(Vec<ObjectName>),
+    Delete,
     End,
 }
 
@@ -100,18 +121,23 @@ impl<P: Platform> Log<P> {
         let elapsed = || self.0.platform.elapsed();
         let (mut next, mut pause) = (elapsed() + interval, ARCHIVE_RETRY.0);
         loop {
-            let rest = self.0.platform.sleep(next.saturating_sub(elapsed()));
+            let again = self.0.state.borrow().archive.parts.delete_again.map_or(next, |(at, _)| at.min(next));
+            let rest = self.0.platform.sleep(again.saturating_sub(elapsed()));
             let (due, asked) = match select(pin!(self.0.parts.until(|| self.due())), pin!(rest)).await {
                 Either::Left((due, _)) => (due, true),
+                Either::Right(_) if elapsed() < next => continue,
                 Either::Right(_) => (Due::Part, false),
             };
             let done = match due {
                 Due::End => return,
+                Due::Delete => {
+                    self.delete_obsolete().await;
+                    continue;
+                }
                 Due::Part => {
                     next = elapsed() + interval;
                     self.archive_part().await
                 }
-                Due::Delete(names) => self.delete(names).await.map(|()| true),
             };
             match done {
                 Ok(progress) => {
@@ -149,9 +175,9 @@ impl<P: Platform> Log<P> {
         }
         let through = state.archive.through;
         let parts = &mut state.archive.parts;
-        let gone: Vec<ObjectName> = parts.superseded.extract_if(.., |name| name.segment <= through).collect();
-        if !gone.is_empty() {
-            return Some(Due::Delete(gone));
+        parts.release(through);
+        if parts.may_delete(self.0.platform.elapsed()) {
+            return Some(Due::Delete);
         }
         let wanted = parts.wanted;
         let ready = wanted <= state.durable && state.may_archive_part() && state.archived_position() < wanted;
@@ -181,27 +207,48 @@ impl<P: Platform> Log<P> {
         // What matters is to have it there soon.
         let packing = at_once(volume.compression);
         let archived = self.put(move || archive_cut(store, volume, cut, packing)).await?;
-        let gone = {
+        {
             let mut state = self.0.state.borrow_mut();
             state.archive.pace.owe(self.0.platform.elapsed(), archived.object_bytes);
             state.counters.archived_bytes += archived.object_bytes;
             state.counters.archived_image_bytes += archived.image_bytes;
-            state.take_part(archived.name, last, merged)
-        };
+            state.take_part(archived.name, last, merged);
+        }
         self.0.parts.notify();
-        self.delete(gone).await.map(|()| true)
+        // The store works: what it did not delete before it may delete now.
+        self.delete_obsolete().await;
+        Ok(true)
     }
 
-    /// Deletes parts that something else stands for; those of an ancestor stay.
-    async fn delete(&self, mut names: Vec<ObjectName>) -> Result<(), String> {
-        names.retain(|name| name.history == self.0.volume.history);
-        let Some(store) = self.0.store.clone().filter(|_| !names.is_empty()) else { return Ok(()) };
+    /// Deletes parts that something else stands for; those of an ancestor stay. When that fails it is tried again later, at
+    /// a pace of its own: they do no harm but take up room, and parts to come must not wait for it.
+    async fn delete_obsolete(&self) {
+        let history = self.0.volume.history;
+        let names = {
+            let parts = &mut self.0.state.borrow_mut().archive.parts;
+            parts.obsolete.retain(|name| name.history == history);
+            parts.obsolete.clone()
+        };
+        let Some(store) = self.0.store.clone().filter(|_| !names.is_empty()) else { return };
         let deleting = names.clone();
         let deleted = self.0.platform.offload(move || deleting.iter().try_for_each(|name| store.delete(name))).await;
-        deleted.map_err(|error| {
-            self.0.state.borrow_mut().archive.parts.superseded.extend(names);
-            error.to_string()
-        })
+        let now = self.0.platform.elapsed();
+        let outcome = {
+            let parts = &mut self.0.state.borrow_mut().archive.parts;
+            match deleted {
+                Ok(()) => {
+                    parts.obsolete.retain(|name| !names.contains(name));
+                    parts.delete_again = None;
+                    Ok(())
+                }
+                Err(error) => {
+                    let pause = parts.delete_again.map_or(ARCHIVE_RETRY.0, |(_, pause)| pause);
+                    parts.delete_again = Some((now + pause, (pause * 2).min(ARCHIVE_RETRY.1)));
+                    Err(format!("parts that are not needed any more stay: {error}"))
+                }
+            }
+        };
+        self.note_outcome(DELETING, outcome);
     }
 
     /// Asks the store, once, which parts an earlier opening left.
@@ -415,19 +462,20 @@ impl State {
         Some(Cut { summary, extent: Extent { part: parts.next + 1, first }, run, merges })
     }
 
-    /// A part has been archived; returns those that it stands for.
-    fn take_part(&mut self, name: ObjectName, last: Position, merges: bool) -> Vec<ObjectName> {
+    /// A part has been archived.
+    fn take_part(&mut self, name: ObjectName, last: Position, merges: bool) {
         let current = self.head.header.segment;
         let parts = &mut self.archive.parts;
         if name.segment != current {
             // Sealed meanwhile.
-            parts.superseded.push(name);
-            return Vec::new();
+            parts.superseded.insert(name);
+            return;
         }
-        let gone = if merges { std::mem::take(&mut parts.names) } else { Vec::new() };
+        if merges {
+            parts.obsolete.extend(parts.names.drain(..));
+        }
         parts.names.push(name);
         (parts.through, parts.next) = (last, name.part);
-        gone
     }
 
     /// Goes on with the parts that an earlier opening left when `current` was the current segment.
@@ -450,6 +498,9 @@ impl State {
             through = position;
         }
         self.archive.parts.through = through;
+        // The store may be an older copy of itself, in which they stand for themselves.
+        self.archive.parts.obsolete.retain(|name| !left.chain.contains(name));
+        self.archive.parts.superseded.retain(|name| !left.chain.contains(name));
         let numbers = left.chain.iter().chain(&left.others).map(|name| name.part);
         self.archive.parts.next = numbers.max().unwrap_or(0);
         self.archive.parts.names = left.chain;

@@ -14,7 +14,7 @@ pub struct Trouble {
     pub since: Duration,
     /// The same by the wall clock, nanoseconds since 1970, UTC.
     pub since_ns: i64,
-    /// Segments that failed and are not archived yet. The trouble ends with the last of them, so that one segment that
+    /// Segments that failed and are not archived yet; 0 while parts cannot be deleted. The trouble ends with the last of them, so that one segment that
     /// cannot be archived is not forgotten at each one that can.
     segments: BTreeSet<SegmentNumber>,
     said: Duration,

@@ -3,10 +3,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use salvol::archive::{ArchivedSegment, MemoryStore, Store};
+use salvol::archive::{ArchivedSegment, MemoryStore, ObjectName, Store, StoreError};
 use salvol::format::*;
 use salvol::history::{Sited, Source, index_at};
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
@@ -566,4 +568,66 @@ pub fn archive_has(store: &Option<Arc<MemoryStore>>, shape: &Shape, point: u64, 
 /// One block's stamp.
 pub async fn read_block(volume: &SimVolume, block: u64) -> Result<u64, RequestError> {
     Ok(read_range(volume, block..block + 1).await?[0].1)
+}
+
+/// A store in memory that works but for two things: it deletes nothing while it is told so, and one of its objects lies on
+/// bad sectors behind its header.
+#[derive(Default)]
+pub struct WornStore {
+    pub inner: MemoryStore,
+    pub no_delete: AtomicBool,
+    pub bad: Mutex<Option<ObjectName>>,
+}
+
+impl WornStore {
+    fn eio(&self) -> StoreError {
+        let source = std::io::Error::from_raw_os_error(5);
+        StoreError::Io { store: self.spec(), what: "cannot".to_owned(), source }
+    }
+
+    fn is_bad(&self, name: &ObjectName) -> bool {
+        *self.bad.lock().unwrap() == Some(*name)
+    }
+}
+
+impl Store for WornStore {
+    fn put(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+        match self.inner.length(name) {
+            Ok(_) if self.is_bad(name) => Err(StoreError::Conflict { store: self.spec(), name: *name }),
+            _ => self.inner.put(name, bytes),
+        }
+    }
+
+    fn get(&self, name: &ObjectName, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        if self.is_bad(name) && range.end > 5000 { Err(self.eio()) } else { self.inner.get(name, range) }
+    }
+
+    fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {
+        self.inner.length(name)
+    }
+
+    fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
+        self.inner.list()
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        if self.no_delete.load(Ordering::Relaxed) {
+            return Err(self.eio());
+        }
+        // Its place is another then.
+        self.bad.lock().unwrap().take_if(|bad| bad == name);
+        self.inner.delete(name)
+    }
+
+    fn spec(&self) -> String {
+        "worn".to_owned()
+    }
+}
+
+/// Opens the volume with such a store.
+pub fn open_worn(platform: &SimulatedPlatform, store: &Arc<WornStore>) -> SimVolume {
+    let (machine, device, store) = (platform.clone(), platform.device(), Arc::clone(store) as Arc<dyn Store>);
+    let opened =
+        platform.block_on(async move { Volume::open(machine, device, Some(store), OpenOptions::default()).await });
+    opened.unwrap().unwrap()
 }
