@@ -9,10 +9,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::*;
-use salvol::archive::{MemoryStore, Mood, Store};
+use salvol::archive::{MemoryStore, Mood, ObjectName, Store};
 use salvol::format::{ArchiveAt, Block, SegmentNumber};
 use salvol::io::simulated::{Dice, Ended, SimulatedPlatform};
 use salvol::io::{Buffer, Platform};
@@ -281,4 +282,76 @@ fn the_rate_is_kept() {
         check_order(&store, threads);
         platform.halt();
     }
+}
+
+/// An object that lies on bad sectors is damaged, and is put again. (Writers once waited for ever, because the archiver took
+/// it for a store that fails now.)
+#[test]
+fn one_bad_sector_in_the_store_stops_no_writer() {
+    for segment in [1, 3] {
+        let store = Arc::new(WornStore::default());
+        let platform = SimulatedPlatform::new(1, SHAPE.disk());
+        let volume = open_worn(&platform, &store);
+        let history = SHAPE.superblock().history;
+        let bad = ObjectName { history, segment: SegmentNumber(segment), epoch: 1, part: 0 };
+        *store.bad.lock().unwrap() = Some(bad);
+        let done = Rc::new(Cell::new(false));
+        let (churning, told) = (volume.clone(), Rc::clone(&done));
+        platform.spawn(async move {
+            churn(&churning, 20).await;
+            told.set(true);
+        });
+        pass(&platform, 600);
+        assert!(done.get(), "writers wait for ever: {:?}", volume.status().archive.error);
+        assert!(store.length(&bad).is_ok() && store.bad.lock().unwrap().is_none(), "it was put again");
+        platform.halt();
+    }
+}
+
+/// The same with a part that a daemon which died has left, before and after the store was compared.
+#[test]
+fn one_bad_sector_under_a_part_costs_the_part() {
+    let (disk, store) = (SHAPE.disk(), Arc::new(WornStore::default()));
+    for life in 0..3 {
+        let platform = SimulatedPlatform::new(life, disk.clone());
+        let volume = open_worn(&platform, &store);
+        let (writing, reading) = (volume.clone(), volume.clone());
+        platform.block_on(async move { put(&writing, 0..4, life + 1).await }).unwrap();
+        pass(&platform, 60);
+        assert_eq!(reading.status().archive.error, None);
+        assert_eq!(volume.log().archived_position(), volume.log().last_change());
+        assert!(store.bad.lock().unwrap().is_none(), "it was put again");
+        let newest = store.list().unwrap().into_iter().rfind(|(name, _)| name.part > 0);
+        *store.bad.lock().unwrap() = newest.map(|(name, _)| name);
+        platform.halt();
+        disk.stop_machine();
+    }
+}
+
+/// A disk that reads nothing at all says nothing about the objects on it: none is deleted.
+#[test]
+fn a_store_that_reads_nothing_keeps_what_it_has() {
+    let (disk, store) = (SHAPE.disk(), Arc::new(WornStore::default()));
+    let platform = SimulatedPlatform::new(1, disk);
+    let volume = open_worn(&platform, &store);
+    let churning = volume.clone();
+    platform.block_on(async move { churn(&churning, 4).await }).unwrap();
+    pass(&platform, 60);
+    store.no_read.store(true, Ordering::Relaxed);
+    let before = store.list().unwrap();
+    let churning = volume.clone();
+    platform.block_on(async move { churn(&churning, 3).await }).unwrap();
+    pass(&platform, 600);
+    let after = store.list().unwrap();
+    assert!(after.len() > before.len() && before.iter().all(|object| after.contains(object)), "{before:?} {after:?}");
+    assert!(volume.status().archive.error.is_some());
+    store.no_read.store(false, Ordering::Relaxed);
+    pass(&platform, 60);
+    assert_eq!(volume.status().archive.error, None);
+}
+
+/// Lets `seconds` pass.
+fn pass(platform: &SimulatedPlatform, seconds: u64) {
+    let sleeper = platform.clone();
+    platform.block_on(async move { sleeper.sleep(Duration::from_secs(seconds)).await }).unwrap();
 }

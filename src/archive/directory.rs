@@ -136,8 +136,12 @@ impl DirectoryStore {
         }
         for (rank, piece) in bytes.chunks(COMPARE_BYTES).enumerate() {
             let at = (rank * COMPARE_BYTES) as u64;
-            if directory.read(&file_name, at..at + piece.len() as u64).map_err(failed)? != piece {
-                return Err(conflict());
+            match directory.read(&file_name, at..at + piece.len() as u64).map_err(failed) {
+                Ok(there) if there == piece => {}
+                Ok(_) => return Err(conflict()),
+                // Whoever reads all of it finds out whether it is this object or the store.
+                Err(error) if error.is_bad_sector() => return Err(conflict()),
+                Err(error) => return Err(error),
             }
         }
         directory.sync().map_err(failed)

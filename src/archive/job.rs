@@ -34,8 +34,8 @@ const PUTS: u32 = 3;
 /// Packs the segment, puts it into the store, reads it back and compares every byte. When it returns, the segment is
 /// archived: durable in the store, and known to come back.
 ///
-/// An object that is damaged by its own checksums, whether it was there or has just been put, is deleted and put again:
-/// the segment is still on the primary, and nobody can use the object. One that is whole and is not this segment stays.
+/// An object that is damaged by its own checksums, or lies on bad sectors, whether it was there or has just been put, is
+/// deleted and put again: the segment is still on the primary, and nobody can use the object. One that is whole and is not this segment stays.
 ///
 /// May be called again for the same segment, after an error or a crash, also with another packing: an object that is
 /// there already and decodes to the same image is as good as a new one.

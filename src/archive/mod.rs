@@ -61,6 +61,7 @@ pub use spec::{Spec, SpecError, create_store, open_store, prepare_store, store_i
 pub use store::{Fill, Lease, ObjectName, Store, StoreError};
 pub use table::{Frame, FrameTable};
 pub use verify::damaged_blocks;
+pub(crate) use verify::is_unreadable;
 
 use crate::format::Superblock;
 

@@ -38,6 +38,13 @@ pub enum StoreError {
     Conflict { store: String, name: ObjectName },
 }
 
+impl StoreError {
+    /// Whether a read failed with the error of a bad sector, and not with one of a device or a server that is away.
+    pub(crate) fn is_bad_sector(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.raw_os_error() == Some(libc::EIO))
+    }
+}
+
 /// How full a store is, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {

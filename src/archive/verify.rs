@@ -5,15 +5,40 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::reader::Object;
-use super::{ArchiveError, OBJECT_HEADER_BYTES, ObjectError, ObjectHeader, Store};
+use super::{ArchiveError, OBJECT_HEADER_BYTES, ObjectError, ObjectHeader, ObjectName, Store};
 use crate::format::{BLOCK_BYTES, FormatError, Offset, Summary, block_crc};
 
 /// Why an object is not good enough to stand for the segment.
 pub(super) enum Unfit {
-    /// Its own checksums say so. Whatever it was, nobody can use it: it may be replaced.
+    /// Its own checksums say so, or bad sectors. Whatever it was, nobody can use it: it may be replaced.
     Damaged(ArchiveError),
     /// It is whole, and something else; or it could not be read now. Never a reason to delete it.
     Other(ArchiveError),
+}
+
+/// How often an object must fail to be read, while the store can be read otherwise, before it counts as unreadable.
+const READS: usize = 3;
+
+/// Whether the object `name` lies on bad sectors, after `error` of a call in which it was read: it fails as such each time
+/// that it is read `again`, and each time the store has it in its list and something else of it can be read. A store that
+/// fails as a whole says nothing about any one object.
+pub(crate) fn is_unreadable(
+    store: &Arc<dyn Store>,
+    name: &ObjectName,
+    error: &ArchiveError,
+    mut again: impl FnMut() -> Option<ArchiveError>,
+) -> bool {
+    let bad = |error: &ArchiveError| matches!(error, ArchiveError::Store(error) if error.is_bad_sector());
+    let answers = || {
+        let list = store.list().ok().filter(|list| list.iter().any(|(there, _)| there == name));
+        // A neighbour's header, or, when the object is alone, its own.
+        let read = |of: &ObjectName| store.get(of, 0..OBJECT_HEADER_BYTES as u64).is_ok_and(|head| !head.is_empty());
+        list.is_some_and(|list| match list.len() {
+            1 => read(name),
+            _ => list.iter().rev().filter(|(there, _)| there != name).take(READS).any(|(other, _)| read(other)),
+        })
+    };
+    bad(error) && (1..READS).all(|_| answers() && again().is_some_and(|error| bad(&error))) && answers()
 }
 
 /// The data blocks of an image that begins with the slot's block `first`: where they are in it, each with the CRC32C that
@@ -36,16 +61,29 @@ pub fn damaged_blocks(image: &[u8], summary: &Summary, first: Offset) -> Vec<Off
     data_blocks(summary, first).filter(wrong).map(|(offset, _)| offset).collect()
 }
 
-/// Reads the object back and compares it with the image. Returns the object's length.
-///
-/// Where they differ, a data block that is damaged in the image may be anything in the object: the primary rotted after
-/// the object was made, or before, and either way the object has what there is to have.
+/// The same as [`compare`], but an object on bad sectors, in a store that can be read otherwise, is a damaged one.
 pub(super) fn verify(
     store: &Arc<dyn Store>,
     header: &ObjectHeader,
     summary: &Summary,
     image: &[u8],
 ) -> Result<u64, Unfit> {
+    let read = || compare(store, header, summary, image);
+    let again = || match read() {
+        Err(Unfit::Other(error)) => Some(error),
+        _ => None,
+    };
+    match read() {
+        Err(Unfit::Other(error)) if is_unreadable(store, &header.name, &error, again) => Err(Unfit::Damaged(error)),
+        result => result,
+    }
+}
+
+/// Reads the object back and compares it with the image. Returns the object's length.
+///
+/// Where they differ, a data block that is damaged in the image may be anything in the object: the primary rotted after
+/// the object was made, or before, and either way the object has what there is to have.
+fn compare(store: &Arc<dyn Store>, header: &ObjectHeader, summary: &Summary, image: &[u8]) -> Result<u64, Unfit> {
     let name = header.name;
     check_header(store, header)?;
     // With a header that is ours, what does not parse now is damage.

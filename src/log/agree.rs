@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Log;
 use super::replay::Tail;
 use super::scan::{self, ScanError};
-use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, one_past};
+use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, is_unreadable, one_past};
 use crate::format::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Position, SegmentNumber, Slot, Summary, Superblock,
 };
@@ -61,16 +61,30 @@ fn newest_of(
     names: &[ObjectName],
 ) -> Result<Option<ArchivedSegment>, ArchiveError> {
     let (parts, whole): (Vec<_>, Vec<_>) = names.iter().partition(|name| name.part > 0);
-    let whole = whole.iter().rev().map(|name| ArchivedSegment::open(store, name, Some(volume)));
-    let parts = (!parts.is_empty()).then(|| ArchivedSegment::open_parts(store, &parts, Some(volume)));
-    for opened in whole.chain(parts) {
-        match opened {
+    let open = |name: &ObjectName| ArchivedSegment::open(store, name, Some(volume));
+    let is_damaged = |name: &ObjectName, error: &ArchiveError| {
+        error.is_damage() || is_unreadable(store, name, error, || open(name).err())
+    };
+    for name in whole.iter().rev() {
+        match open(name) {
             Ok(segment) => return Ok(Some(segment)),
-            Err(error) if error.is_damage() => log::warn!("{}: {error}", volume.name),
+            Err(error) if is_damaged(name, &error) => log::warn!("{}: {error}", volume.name),
             Err(error) => return Err(error),
         }
     }
-    Ok(None)
+    let damaged = |name: &&ObjectName| open(name).err().is_some_and(|error| is_damaged(name, &error));
+    let parts: Vec<ObjectName> = parts.iter().filter(|name| !damaged(name)).copied().collect();
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    match ArchivedSegment::open_parts(store, &parts, Some(volume)) {
+        Ok(segment) => Ok(Some(segment)),
+        Err(error) if error.is_damage() => {
+            log::warn!("{}: {error}", volume.name);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn restorable_from(store: &Arc<dyn Store>, volume: &Superblock, whole: &[ObjectName]) -> i64 {

@@ -18,7 +18,7 @@ use super::pace::at_once;
 use super::{Head, Log, LogError, State};
 use crate::archive::{
     ArchiveError, ArchiveJob, Archived, ArchivedSegment, Extent, Lineage, ObjectName, Packing, Store, StoreError,
-    archive_segment, audit_object,
+    archive_segment, audit_object, is_unreadable,
 };
 use crate::format::{
     ArchiveAt, BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Offset, Position, SegmentNumber, Summary, Superblock,
@@ -350,22 +350,23 @@ fn left_in(store: &Arc<dyn Store>, volume: &Superblock, current: SegmentNumber) 
 
 /// Whether every byte of a part comes back. One that was put and never read back may be anything.
 fn is_whole(store: &Arc<dyn Store>, volume: &Superblock, name: &ObjectName) -> Result<bool, ArchiveError> {
-    let bad = match audit_object(store, name, volume, &mut Vec::new()) {
+    let read = || match audit_object(store, name, volume, &mut Vec::new()) {
         Ok(audit) => audit.bad.into_iter().next().map(|bad| bad.error),
         Err(error) => Some(error),
     };
-    match bad {
-        None => Ok(true),
-        Some(error @ ArchiveError::Object { .. }) => {
+    let Some(error) = read() else { return Ok(true) };
+    let unreadable = is_unreadable(store, name, &error, read);
+    match error {
+        error if unreadable || matches!(error, ArchiveError::Object { .. }) => {
             log::warn!("{}: {error}; what it held is put again", volume.name);
-            if error.is_damage() && name.history == volume.history {
+            if (unreadable || error.is_damage()) && name.history == volume.history {
                 // A reader might take it for what other parts have whole.
                 store.delete(name)?;
             }
             Ok(false)
         }
-        Some(ArchiveError::Store(StoreError::Missing { .. })) => Ok(false),
-        Some(error) => Err(error),
+        ArchiveError::Store(StoreError::Missing { .. }) => Ok(false),
+        error => Err(error),
     }
 }
 

@@ -570,12 +570,13 @@ pub async fn read_block(volume: &SimVolume, block: u64) -> Result<u64, RequestEr
     Ok(read_range(volume, block..block + 1).await?[0].1)
 }
 
-/// A store in memory that works but for two things: it deletes nothing while it is told so, and one of its objects lies on
-/// bad sectors behind its header.
+/// A store in memory on a disk that wears out: it deletes nothing while it is told so, reads nothing while it is told so, and
+/// one of its objects lies on bad sectors behind its header.
 #[derive(Default)]
 pub struct WornStore {
     pub inner: MemoryStore,
     pub no_delete: AtomicBool,
+    pub no_read: AtomicBool,
     pub bad: Mutex<Option<ObjectName>>,
 }
 
@@ -599,7 +600,8 @@ impl Store for WornStore {
     }
 
     fn get(&self, name: &ObjectName, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
-        if self.is_bad(name) && range.end > 5000 { Err(self.eio()) } else { self.inner.get(name, range) }
+        let fails = self.no_read.load(Ordering::Relaxed) || self.is_bad(name) && range.end > 5000;
+        if fails { Err(self.eio()) } else { self.inner.get(name, range) }
     }
 
     fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {

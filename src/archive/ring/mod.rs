@@ -345,9 +345,12 @@ impl RingStore {
         }
         for (rank, piece) in bytes.chunks(COMPARE_BYTES).enumerate() {
             let at = (rank * COMPARE_BYTES) as u64;
-            let there = content::read(&**disk, &held.record, at..at + piece.len() as u64).map_err(failed)?;
-            if there != piece {
-                return Err(conflict());
+            match content::read(&**disk, &held.record, at..at + piece.len() as u64).map_err(failed) {
+                Ok(there) if there == piece => {}
+                Ok(_) => return Err(conflict()),
+                // Whoever reads all of it finds out whether it is this object or the disk.
+                Err(error) if error.is_bad_sector() => return Err(conflict()),
+                Err(error) => return Err(error),
             }
         }
         disk.sync().map_err(failed)
