@@ -104,7 +104,11 @@ impl DirectoryStore {
 
     /// The directory of a history, when there is one.
     fn history(&self, history: &Uuid) -> Result<Option<Directory>, StoreError> {
-        match self.enter()?.inner(&history.to_string()) {
+        self.history_in(&self.enter()?, history)
+    }
+
+    fn history_in(&self, root: &Directory, history: &Uuid) -> Result<Option<Directory>, StoreError> {
+        match root.inner(&history.to_string()) {
             Ok(directory) => Ok(Some(directory)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.location.io(&format!("cannot open the history {history}"), error)),
@@ -150,17 +154,17 @@ impl DirectoryStore {
     /// Removes the unfinished files of processes that died.
     fn remove_leftovers(&self) -> Result<(), StoreError> {
         let root = self.enter()?;
-        self.sweep(&root, &self.location.0)?;
-        for history in self.histories()? {
-            if let Some(directory) = self.history(&history)? {
-                self.sweep(&directory, &self.location.0.join(history.to_string()))?;
+        self.sweep(&root)?;
+        for history in self.histories(&root)? {
+            if let Some(directory) = self.history_in(&root, &history)? {
+                self.sweep(&directory)?;
             }
         }
         Ok(())
     }
 
-    fn sweep(&self, directory: &Directory, path: &Path) -> Result<(), StoreError> {
-        for (name, _) in self.location.entries(path)? {
+    fn sweep(&self, directory: &Directory) -> Result<(), StoreError> {
+        for (name, _) in self.location.entries(directory)? {
             match directory.remove_leftover(&name) {
                 Ok(true) => log::info!("{}: removed the unfinished {name}", self.spec()),
                 Ok(false) => {}
@@ -172,14 +176,18 @@ impl DirectoryStore {
         Ok(())
     }
 
-    fn histories(&self) -> Result<BTreeSet<Uuid>, StoreError> {
+    fn histories(&self, root: &Directory) -> Result<BTreeSet<Uuid>, StoreError> {
         let mut found = BTreeSet::new();
-        for (name, entry) in self.location.entries(&self.location.0)? {
-            match history_named(&name) {
-                Some(history) if entry.file_type().is_ok_and(|kind| kind.is_dir()) => {
+        for (name, entry) in self.location.entries(root)? {
+            match (history_named(&name), entry.file_type()) {
+                (Some(history), Ok(kind)) if kind.is_dir() => {
                     found.insert(history);
                 }
                 _ if name == IDENTITY || is_temporary(&name) => {}
+                // A history that cannot be looked at is not one that is not there.
+                (Some(_), Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.location.io(&format!("cannot look at {name}"), error));
+                }
                 _ => self.report_foreign(&name),
             }
         }
@@ -234,10 +242,11 @@ impl Store for DirectoryStore {
     }
 
     fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
-        self.enter()?;
+        let root = self.enter()?;
         let mut objects = Vec::new();
-        for history in self.histories()? {
-            for (name, entry) in self.location.entries(&self.location.0.join(history.to_string()))? {
+        for history in self.histories(&root)? {
+            let Some(directory) = self.history_in(&root, &history)? else { continue };
+            for (name, entry) in self.location.entries(&directory)? {
                 match (object_named(history, &name), entry.metadata()) {
                     (Some(object), Ok(metadata)) if metadata.is_file() => objects.push((object, metadata.len())),
                     // Deleted since the directory was read.
@@ -346,7 +355,7 @@ impl Location {
         }
         let root = self.root()?;
         let identity = self.identity(&root)?;
-        if identity.is_none() && self.entries(&self.0)?.iter().any(|(name, _)| history_named(name).is_some()) {
+        if identity.is_none() && self.entries(&root)?.iter().any(|(name, _)| history_named(name).is_some()) {
             let what = format!("the directory has archives but no file {IDENTITY} that says whose they are");
             return Err(self.refused(what));
         }
@@ -360,15 +369,8 @@ impl Location {
         root.place(IDENTITY, &bytes).map(drop).map_err(|error| self.io(&format!("cannot make {IDENTITY}"), error))
     }
 
-    /// Names in a directory. One that is not text is none of ours.
-    fn entries(&self, path: &Path) -> Result<Vec<(String, fs::DirEntry)>, StoreError> {
-        let failed = |error| self.io(&format!("cannot list {}", path.display()), error);
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            entries.push((entry.file_name().to_string_lossy().into_owned(), entry));
-        }
-        Ok(entries)
+    fn entries(&self, directory: &Directory) -> Result<Vec<(String, fs::DirEntry)>, StoreError> {
+        directory.entries().map_err(|error| self.io("cannot list the directory", error))
     }
 }
 

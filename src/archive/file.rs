@@ -4,10 +4,10 @@
 //! whatever is mounted or renamed meanwhile. The descriptor lives no longer than one call: a store must not keep its
 //! file system from being unmounted.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +33,13 @@ impl Directory {
         // The path's last part may be a link: it is the user's own. Inside the store no link is followed.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(Self(nix::fcntl::open(path, flags, Mode::empty())?))
+    }
+
+    /// What is in it. A name that is not text is none of ours.
+    pub(super) fn entries(&self) -> io::Result<Vec<(String, fs::DirEntry)>> {
+        // Not by its path, where another directory may be by now.
+        let named = |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry);
+        fs::read_dir(format!("/proc/self/fd/{}", self.0.as_raw_fd()))?.map(|entry| entry.map(named)).collect()
     }
 
     /// The directory `name` in this one.

@@ -81,6 +81,33 @@ fn an_unmounted_directory_is_not_a_store() {
     assert!(text(store.put(&name(3), b"three")).contains("belongs to volume"));
 }
 
+/// What is listed is in the directory that was checked. (A file system that was unmounted in between once listed as an empty
+/// store, which agrees with every primary.)
+#[test]
+fn a_directory_that_is_exchanged_under_a_list_is_never_an_empty_store() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (path, aside) = (scratch.path().join("mnt"), scratch.path().join("aside"));
+    let store = DirectoryStore::create(&path, &volume(32)).unwrap();
+    store.put(&name(1), b"one").unwrap();
+    fs::create_dir(&aside).unwrap();
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let exchanging = std::thread::spawn(move || {
+        while !told.load(std::sync::atomic::Ordering::Relaxed) {
+            let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+            nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, &path, nix::fcntl::AT_FDCWD, &aside, flags).unwrap();
+        }
+    });
+    for _ in 0..5000 {
+        match store.list() {
+            Ok(listed) => assert_eq!(listed, vec![(name(1), 3)]),
+            Err(error) => assert!(error.to_string().contains("not mounted"), "{error}"),
+        }
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    exchanging.join().unwrap();
+}
+
 #[test]
 fn an_identity_is_never_made_for_archives_that_lost_theirs() {
     let scratch = tempfile::tempdir().unwrap();
