@@ -355,3 +355,112 @@ fn pass(platform: &SimulatedPlatform, seconds: u64) {
     let sleeper = platform.clone();
     platform.block_on(async move { sleeper.sleep(Duration::from_secs(seconds)).await }).unwrap();
 }
+
+/// Takes from the store what an older copy of it does not have: everything behind segment `last`.
+fn grow_older(store: &MemoryStore, last: u64) {
+    for (name, _) in store.list().unwrap().into_iter().filter(|(name, _)| name.segment.0 > last) {
+        store.delete(&name).unwrap();
+    }
+}
+
+fn has(store: &MemoryStore, mut segments: std::ops::RangeInclusive<u64>) -> bool {
+    let names = store.list().unwrap();
+    segments.all(|segment| names.iter().any(|(name, _)| name.part == 0 && name.segment.0 == segment))
+}
+
+fn churned(platform: &SimulatedPlatform, volume: &SimVolume, segments: u64) {
+    let volume = volume.clone();
+    platform.block_on(async move { churn(&volume, segments).await }).unwrap();
+}
+
+/// The store was away, and an older copy of it comes back: a disk of a rotation, a share that was restored. What it lacks and
+/// the primary has is archived again before its slot is used. (The slots once were, and the segments were nowhere.)
+#[test]
+fn an_older_copy_of_the_store_gets_what_it_lacks() {
+    for kept in [0, 2, 5] {
+        let (disk, store) = (SHAPE.disk(), store_of(&SHAPE));
+        let memory = store.clone().unwrap();
+        let platform = SimulatedPlatform::new(1, disk);
+        let volume = open(&platform, &store).unwrap().unwrap();
+        churned(&platform, &volume, 6);
+        pass(&platform, 30);
+        assert!(has(&memory, 1..=6));
+        memory.set_error(Some("away".to_owned()));
+        churned(&platform, &volume, 1);
+        pass(&platform, 30);
+        memory.set_error(None);
+        grow_older(&memory, kept);
+        churned(&platform, &volume, 20);
+        pass(&platform, 60);
+        assert!(has(&memory, 1..=26), "{kept}: {:?}", memory.list());
+        let status = volume.status().archive;
+        assert_eq!((status.error, status.exposed_seconds), (None, 0.0));
+        assert_eq!(volume.log().archived_position(), volume.log().last_change());
+        platform.halt();
+    }
+}
+
+/// The same while the volume is detached, or crashed. With the last archived the headers say that everything is.
+#[test]
+fn an_older_copy_of_the_store_is_noticed_at_attach() {
+    for (closes, away, kept) in [(true, false, 2), (false, false, 2), (true, true, 3), (false, true, 0)] {
+        let (disk, store) = (SHAPE.disk(), store_of(&SHAPE));
+        let memory = store.clone().unwrap();
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        churned(&platform, &volume, 6);
+        pass(&platform, 30);
+        if closes {
+            let closing = volume.clone();
+            platform.block_on(async move { closing.close().await.unwrap() }).unwrap();
+        }
+        platform.halt();
+        disk.stop_machine();
+        grow_older(&memory, kept);
+        memory.set_error(away.then(|| "away".to_owned()));
+        let platform = SimulatedPlatform::new(2, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        if away {
+            churned(&platform, &volume, 1);
+            pass(&platform, 30);
+            memory.set_error(None);
+        }
+        churned(&platform, &volume, 20);
+        pass(&platform, 60);
+        assert!(has(&memory, 1..=26), "{closes} {away} {kept}: {:?}", memory.list());
+        assert_eq!(volume.status().archive.error, None);
+        platform.halt();
+    }
+}
+
+/// Segments that have left the working set, so that their slots were free, are taken up again while they are whole; and a
+/// daemon that dies while it archives again does not believe the older headers at the next attach, nor does it need the store.
+#[test]
+fn what_an_older_copy_lacks_is_not_forgotten_by_a_crash() {
+    let (disk, store) = (SHAPE.disk(), store_of(&SHAPE));
+    let memory = store.clone().unwrap();
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    churned(&platform, &volume, 20);
+    pass(&platform, 30);
+    platform.halt();
+    disk.stop_machine();
+    grow_older(&memory, 14);
+    memory.set_mood(Mood::ReadOnly);
+    let platform = SimulatedPlatform::new(2, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    assert_eq!(volume.log().archive_state(|archive| archive.through), SegmentNumber(14));
+    let writing = volume.clone();
+    platform.block_on(async move { put(&writing, 0..4, 1).await }).unwrap();
+    pass(&platform, 30);
+    platform.halt();
+    disk.stop_machine();
+    memory.set_mood(Mood::Absent);
+    let platform = SimulatedPlatform::new(3, disk);
+    let volume = open(&platform, &store).unwrap().unwrap();
+    assert_eq!(volume.log().archive_state(|archive| archive.through), SegmentNumber(14));
+    memory.set_mood(Mood::Well);
+    churned(&platform, &volume, 20);
+    pass(&platform, 60);
+    assert!(has(&memory, 1..=40), "{:?}", memory.list());
+}

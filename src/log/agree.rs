@@ -1,11 +1,15 @@
 //! Whether archive and primary are of one past (rule 10): the newest that is archived must be on the primary, or older than
-//! everything there. Asked before the log is opened, and, when the store was away then, before anything is put.
+//! everything there. And whether the archive still has what was put into it: a store that was away may come back as an older
+//! copy of itself, and then what it lacks is archived again while the primary has it (rule 7).
+//!
+//! Asked before the log is opened, and before anything is put into a store that was away then or has failed since.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::Log;
 use super::replay::Tail;
 use super::scan::{self, ScanError};
+use super::{Life, Log, State};
 use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, is_unreadable, one_past};
 use crate::format::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Position, SegmentNumber, Slot, Summary, Superblock,
@@ -23,6 +27,33 @@ pub struct ArchiveEnds {
     pub from_ns: i64,
 }
 
+/// The segments of which the archive has a whole object.
+#[derive(Debug, Clone, Default)]
+pub struct WholeSegments(BTreeSet<SegmentNumber>);
+
+impl WholeSegments {
+    /// Whether `segment`, which was archived, should be here and is not. A ring expires its oldest objects, but none of the
+    /// working set's, to which `needed` segments belong.
+    pub(super) fn lacks(&self, segment: SegmentNumber, needed: bool) -> bool {
+        let expired = |first: &SegmentNumber| segment < *first;
+        !self.0.contains(&segment) && (needed || !self.0.first().is_some_and(expired))
+    }
+
+    /// How many segments before `oldest` that were archived are not here, those that were expired left out.
+    fn lost_before(&self, oldest: SegmentNumber) -> u64 {
+        let first = self.0.first().copied().unwrap_or(SegmentNumber(1)).min(oldest);
+        (oldest.0 - first.0).saturating_sub(self.0.range(first..oldest).count() as u64)
+    }
+}
+
+/// What the archive has.
+#[derive(Debug, Clone)]
+pub struct ArchiveFound {
+    /// None when it is empty.
+    pub ends: Option<ArchiveEnds>,
+    pub whole: WholeSegments,
+}
+
 /// How the archive is of another past than the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disagreement {
@@ -32,26 +63,27 @@ pub enum Disagreement {
     Differs { segment: SegmentNumber },
 }
 
-/// Reads the ends of the volume's archive; none when it is empty. May block.
+/// Reads what the volume's archive has. May block.
 ///
 /// What is damaged is nobody's past: the archiver puts it again, and what it held is judged by what came before.
 ///
 /// # Errors
 /// When the store fails, or holds something there that another salvol made.
-pub fn ends_of_archive(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Option<ArchiveEnds>, ArchiveError> {
+pub fn look_at_archive(store: &Arc<dyn Store>, volume: &Superblock) -> Result<ArchiveFound, ArchiveError> {
     let given_up = |name: &ObjectName| volume.accepted_loss.is_some_and(|loss| loss.covers(name.segment, name.epoch));
     let names = Lineage::read(store, volume)?.names.into_iter().filter(|name| !given_up(name)).collect();
     let names = one_past(names, None);
+    let objects: Vec<ObjectName> = names.iter().filter(|name| name.part == 0).copied().collect();
+    let whole = WholeSegments(objects.iter().map(|name| name.segment).collect());
     for segment in names.chunk_by(|a, b| a.segment == b.segment).rev() {
         if let Some(last) = newest_of(store, volume, segment)? {
             let summary = last.summary();
             let (segment, position, checksum) = (summary.segment, summary.last_position(), summary.last_checksum);
-            let whole: Vec<ObjectName> = names.iter().filter(|name| name.part == 0).copied().collect();
-            let from_ns = restorable_from(store, volume, &whole);
-            return Ok(Some(ArchiveEnds { segment, position, checksum, from_ns }));
+            let from_ns = restorable_from(store, volume, &objects);
+            return Ok(ArchiveFound { ends: Some(ArchiveEnds { segment, position, checksum, from_ns }), whole });
         }
     }
-    Ok(None)
+    Ok(ArchiveFound { ends: None, whole })
 }
 
 /// What the objects `names` of one segment have of it; none when all of them are damaged.
@@ -192,20 +224,23 @@ async fn holds<D: Device>(device: &D, volume: &Superblock, slot: Slot, ends: &Ar
 }
 
 impl<P: Platform> Log<P> {
-    /// Makes sure, once, that a store that was away when the log was opened is of the same past. Until then nothing may be
-    /// put into it.
+    /// Makes sure, once, that a store that was away when the log was opened, or has failed since, is of the same past and has
+    /// what was put into it. Until then nothing may be put into it.
     pub(super) async fn agree(&self) -> Result<(), String> {
-        if self.0.state.borrow().archive.agreed {
-            return Ok(());
-        }
-        let Some(store) = self.0.store.clone() else { return Ok(()) };
-        let volume = self.0.volume.clone();
-        let ends = move || {
-            Lineage::refuse_stranger(&store, &volume)?;
-            ends_of_archive(&store, &volume)
+        let (agreed, doubts, claimed) = {
+            let state = self.0.state.borrow();
+            // What is archived from here on cannot be missing.
+            (state.archive.agreed, state.archive.doubts, state.archived_segments())
         };
-        let ends = self.0.platform.offload(ends).await;
-        let agrees = match ends.map_err(|error| error.to_string())? {
+        let Some(store) = self.0.store.clone().filter(|_| !agreed) else { return Ok(()) };
+        let volume = self.0.volume.clone();
+        let look = move || {
+            Lineage::refuse_stranger(&store, &volume)?;
+            look_at_archive(&store, &volume)
+        };
+        let look = self.0.platform.offload(look).await;
+        let ArchiveFound { ends, whole } = look.map_err(|error| error.to_string())?;
+        let agrees = match ends {
             None => Ok(()),
             Some(ends) => self.agrees(&ends).await,
         };
@@ -219,7 +254,18 @@ impl<P: Platform> Log<P> {
                  again to decide"
             ),
         })?;
-        self.0.state.borrow_mut().archive.agreed = true;
+        let mut state = self.0.state.borrow_mut();
+        // It may have failed meanwhile.
+        state.archive.agreed = state.archive.doubts == doubts;
+        let missing: Vec<SegmentNumber> = claimed
+            .into_iter()
+            .filter(|(segment, needed)| whole.lacks(*segment, *needed))
+            .map(|(name, _)| name)
+            .collect();
+        state.take_back(&missing);
+        state.report_missing(&self.0.volume, missing.len(), &whole);
+        drop(state);
+        self.0.drain.notify();
         Ok(())
     }
 
@@ -233,6 +279,54 @@ impl<P: Platform> Log<P> {
         match verdict {
             Some(verdict) => verdict,
             None => sealed_agrees(&self.0.device, volume, slot.into_iter().collect(), ends).await,
+        }
+    }
+}
+
+impl State {
+    /// The segments on the primary that are archived, and whether the working set needs them.
+    fn archived_segments(&self) -> Vec<(SegmentNumber, bool)> {
+        let archived = self.table.segments().filter(|(_, info)| info.archived && !info.archiving);
+        archived.map(|(segment, info)| (segment, info.life == Life::Active)).collect()
+    }
+
+    /// `segments`, which ascend, were archived and are not in the store any more: those that the primary still has are to be
+    /// archived again, and until then none of their slots is reused.
+    fn take_back(&mut self, segments: &[SegmentNumber]) {
+        let mut first = None;
+        for segment in segments {
+            let Some(slot) = self.table.slot_of(*segment) else { continue };
+            let info = self.table.get_mut(slot);
+            if matches!(info.life, Life::Active | Life::Inactive) {
+                info.archived = false;
+                first = first.or(Some(*segment));
+            }
+        }
+        let Some(first) = first else { return };
+        let archive = &mut self.archive;
+        archive.through = archive.through.min(first.minus(1));
+        // Headers that say more are older than those that will say less, and only the newest counts.
+        archive.recorded = archive.recorded.min(archive.through);
+        self.archive_claims.iter_mut().for_each(|(_, claimed)| *claimed = (*claimed).min(archive.through));
+        archive.parts.go_back(archive.through);
+    }
+
+    /// Logs what the store lacks: so many segments that are archived again, and those that nobody has any more.
+    pub(super) fn report_missing(&self, volume: &Superblock, again: usize, whole: &WholeSegments) {
+        let name = &volume.name;
+        if again > 0 {
+            log::warn!(
+                "{name}: {again} segments that were archived are not in the store: is it an older copy? They are archived again \
+                 from the primary"
+            );
+        }
+        let oldest = self.table.segments().next().map_or(self.head.header.segment, |(segment, _)| segment);
+        let lost = whole.lost_before(oldest.min(self.archive.through.plus(1)));
+        if lost > 0 {
+            log::error!(
+                "{name}: {lost} segments that were archived are not in the store, nor on the primary any more: what needs them \
+                 cannot be restored from this store"
+            );
         }
     }
 }

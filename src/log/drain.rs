@@ -1,9 +1,12 @@
 //! Draining: sealed segments go to the store, and slots that nobody needs become free.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::limits::{ARCHIVE_NAP, ARCHIVE_RETRY};
+use futures_util::future::{Either, select};
+
+use super::limits::{ARCHIVE_NAP, ARCHIVE_RETRY, STORE_PATIENCE};
 use super::pace::Haste;
 use super::trouble::{self, Say};
 use super::{ArchiveState, Life, Log, State, scan};
@@ -116,7 +119,14 @@ impl<P: Platform> Log<P> {
         let store = self.0.store.clone().ok_or("no store")?;
         let work = move || (put(), store.fill().ok().flatten());
         let (archived, fill) = self.0.platform.offload(work).await;
-        self.0.state.borrow_mut().archive.fill = fill;
+        let archive = &mut self.0.state.borrow_mut().archive;
+        archive.fill = fill;
+        if matches!(archived, Err(ArchiveError::Store(_))) {
+            // It may come back as another, or as an older copy of itself.
+            archive.doubts += 1;
+            archive.agreed = false;
+            archive.parts.doubt();
+        }
         archived.map_err(|error| error.to_string())
     }
 
@@ -196,8 +206,37 @@ impl<P: Platform> Log<P> {
     }
 
     /// Frees the slots of segments that are inactive, archived and read by nobody, once a durable header says that they
-    /// are not needed (rule 7).
+    /// are not needed (rule 7). A store that has failed is asked first whether it still has them: when it answers, its word
+    /// counts, and while it is away the last that is known.
     pub(super) fn recycle(&self) {
+        let now = self.0.platform.elapsed();
+        let asks = {
+            let mut state = self.0.state.borrow_mut();
+            let doubts = self.0.store.is_some() && !state.archive.agreed && state.has_recyclable(&self.0.volume);
+            match state.archive.asked {
+                Some(asked) if doubts && now.saturating_sub(asked) < STORE_PATIENCE => return,
+                None if doubts => state.archive.asked = Some(now),
+                _ => {}
+            }
+            doubts && state.archive.asked == Some(now)
+        };
+        if !asks {
+            return self.free_slots();
+        }
+        let log = self.clone();
+        self.0.platform.spawn(async move {
+            let mut agree = pin!(log.agree());
+            let patience = log.0.platform.sleep(STORE_PATIENCE);
+            if let Either::Right(_) = select(agree.as_mut(), pin!(patience)).await {
+                log.free_slots();
+                let _ = agree.await;
+            }
+            log.0.state.borrow_mut().archive.asked = None;
+            log.free_slots();
+        });
+    }
+
+    fn free_slots(&self) {
         let slots = {
             let mut state = self.0.state.borrow_mut();
             if state.ended() {
@@ -206,10 +245,7 @@ impl<P: Platform> Log<P> {
             if self.0.store.is_none() {
                 state.archive_nowhere();
             }
-            let Some(mut through) = state.unneeded_through(&self.0.volume) else { return };
-            if self.0.store.is_some() {
-                through = through.min(state.archive.recorded);
-            }
+            let Some(through) = state.recyclable_through(&self.0.volume, self.0.store.is_some()) else { return };
             state.table.take_recyclable(through)
         };
         for slot in slots {
@@ -375,5 +411,18 @@ impl State {
         let head = self.head.header.segment.0;
         let begun = if self.durable >= self.head.header.first_position { head } else { head - 1 };
         begun.checked_sub(u64::from(volume.geometry.working_set) + 1).filter(|number| *number > 0).map(SegmentNumber)
+    }
+
+    /// The same, and with a store one that a durable header says is archived.
+    fn recyclable_through(&self, volume: &Superblock, store: bool) -> Option<SegmentNumber> {
+        let through = self.unneeded_through(volume)?;
+        Some(if store { through.min(self.archive.recorded) } else { through })
+    }
+
+    /// Whether slots could be freed, as far as it is known what the store has.
+    fn has_recyclable(&self, volume: &Superblock) -> bool {
+        let Some(through) = self.recyclable_through(volume, true).filter(|_| !self.ended()) else { return false };
+        let mut segments = self.table.segments().take_while(|(segment, _)| *segment <= through);
+        segments.any(|(_, info)| info.is_recyclable())
     }
 }

@@ -25,10 +25,14 @@ pub const SCAN_BYTES: usize = 1 << 20;
 pub const IDLE_RECORD: Duration = Duration::from_millis(500);
 /// First and longest pause before a failed archiving is tried again.
 pub const ARCHIVE_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long a store is waited for that is asked what it has: one that hangs must keep neither an opening nor slots.
+pub const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Parts of the open segment in the store, before one more stands for all of them.
 pub const PARTS_MAX: usize = 32;
 // A ring has room for those, for the one more, and for one whose put failed after it was there.
 const _: () = assert!(PARTS_MAX as u64 + 2 <= crate::archive::RING_PARTS);
+/// Free slots that an opening leaves when it takes up again what the store has lost: the next segment's, and one to spare.
+pub const MISSING_LEAVE: usize = 2;
 /// The longest that the archiver sleeps without looking whether it still has to: a detach waits for it.
 pub const ARCHIVE_NAP: Duration = Duration::from_secs(1);
 /// While a store is in trouble the log says so this often.

@@ -45,7 +45,7 @@ use crate::archive::{Fill, Packing, Store};
 use crate::format::{Checksum, Entry, Position, SegmentNumber, Superblock, SynchMark};
 use crate::index::Index;
 use crate::io::{Buffer, Platform, Signal};
-pub use agree::{ArchiveEnds, Disagreement, ends_of_archive, tail_agrees};
+pub use agree::{ArchiveEnds, ArchiveFound, Disagreement, WholeSegments, look_at_archive, tail_agrees};
 use clean::Cleaner;
 pub use head::Closed;
 use head::{Head, Promise};
@@ -124,8 +124,12 @@ pub struct ArchiveState {
     pub recorded: SegmentNumber,
     /// Synch points that need segments which have left the primary.
     pub points: u64,
-    /// Whether the store is known to be of the same past as the primary.
+    /// Whether the store is known to be of the same past as the primary, and to have what was put into it.
     pub agreed: bool,
+    /// How often the store failed, since when it may be another.
+    doubts: u64,
+    /// When it was asked what it has before slots are freed, and has not answered yet.
+    asked: Option<Duration>,
     /// How full the store was when something was put last, where it can be told.
     pub fill: Option<Fill>,
     pub(crate) parts: Parts,

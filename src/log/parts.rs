@@ -69,6 +69,21 @@ impl Parts {
         (self.through, self.next) = (Position(0), 0);
     }
 
+    /// What the store has of parts has to be asked again.
+    pub(super) fn doubt(&mut self) {
+        self.known = false;
+    }
+
+    /// Only segments up to `through` are archived whole: the parts of later ones are not to be deleted yet, and what was
+    /// known of them is not any more.
+    pub(super) fn go_back(&mut self, through: SegmentNumber) {
+        let obsolete = std::mem::take(&mut self.obsolete);
+        self.superseded.extend(obsolete.iter().filter(|name| name.segment > through));
+        self.obsolete = obsolete.into_iter().filter(|name| name.segment <= through).collect();
+        self.sealed = None;
+        self.known = false;
+    }
+
     /// Every segment up to `through` is archived whole, and stands for its parts.
     fn release(&mut self, through: SegmentNumber) {
         let (gone, kept): (Vec<_>, Vec<_>) =
@@ -150,7 +165,7 @@ impl<P: Platform> Log<P> {
                 }
                 Err(error) => {
                     // What was put may be there all the same: its name is taken.
-                    self.0.state.borrow_mut().archive.parts.known = false;
+                    self.0.state.borrow_mut().archive.parts.doubt();
                     let what = format!("the open segment: {error}");
                     self.note_outcome(self.current_segment(), Err(what));
                     // Those who wait look whether anybody still wants to know.
@@ -189,7 +204,8 @@ impl<P: Platform> Log<P> {
     async fn archive_part(&self) -> Result<bool, String> {
         let (due, flush) = {
             let state = self.0.state.borrow();
-            let due = state.may_archive_part() && state.archived_position() < state.changed;
+            let asks = !state.archive.parts.known && state.archive.parts.through > Position(0);
+            let due = state.may_archive_part() && (asks || state.archived_position() < state.changed);
             (due, state.durable < state.changed)
         };
         if !due || flush && self.flush().await.is_err() {

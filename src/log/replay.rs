@@ -15,8 +15,12 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::limits::MISSING_LEAVE;
 use super::scan::{self, Found, Headers, ScanError};
-use super::{ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, State, Table};
+use super::{
+    ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, State, Table,
+    WholeSegments,
+};
 use crate::archive::Store;
 use crate::format::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Entry, EntryKind, Geometry, Offset, Position, SegmentHeader,
@@ -67,12 +71,12 @@ impl ReplayError {
 }
 
 /// How a log is opened.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Opening {
     /// Nothing is written, and nothing can be appended.
     pub read_only: bool,
-    /// Whether the store is known to be of the same past.
-    pub agreed: bool,
+    /// What the store has, when it is known to be of the same past.
+    pub agreed: Option<WholeSegments>,
     pub archiving: Archiving,
 }
 
@@ -108,10 +112,10 @@ impl Tail {
         self.walk.next_position().previous()
     }
 
-    /// Every segment up to here is archived, as far as the headers say.
+    /// Every segment up to here is archived, as far as the headers say. The newest counts: it may say less than those before,
+    /// see [`super::agree`].
     fn archived_through(&self) -> SegmentNumber {
-        let last = self.walk.last.map_or(SegmentNumber(0), |header| header.archived_through);
-        last.max(self.last.header.archived_through)
+        self.walk.last.map_or(self.last.header.archived_through, |header| header.archived_through)
     }
 
     /// The segments that the tail needs, oldest first, without the last.
@@ -287,6 +291,20 @@ async fn later_claims<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -
     Ok(claim)
 }
 
+/// Which segments are archived: those up to `through`, but for those that the store, when it was asked, does not have. Without
+/// a store all are.
+struct ArchivedOnes {
+    through: SegmentNumber,
+    whole: Option<WholeSegments>,
+}
+
+impl ArchivedOnes {
+    /// Whether `segment` is archived, which is of the working set when it is `needed`.
+    fn has(&self, segment: SegmentNumber, needed: bool) -> bool {
+        segment <= self.through && !self.whole.as_ref().is_some_and(|whole| whole.lacks(segment, needed))
+    }
+}
+
 /// What replay rebuilds.
 struct Rebuilt {
     index: Index,
@@ -345,11 +363,12 @@ impl<P: Platform> Log<P> {
                 if !options.read_only {
                     bury(&device, &volume, &tail).await?;
                 }
-                let archived = if store.is_some() { tail.archived_through() } else { SegmentNumber(u64::MAX) };
-                rebuild(&device, &volume, tail, archived, platform.wall_ns()).await?
+                let through = if store.is_some() { tail.archived_through() } else { SegmentNumber(u64::MAX) };
+                let archived = ArchivedOnes { through, whole: options.agreed.clone() };
+                rebuild(&device, &volume, tail, &archived, platform.wall_ns()).await?
             }
         };
-        (state.archive.agreed, state.archive.options) = (options.agreed, options.archiving);
+        (state.archive.agreed, state.archive.options) = (options.agreed.is_some(), options.archiving);
         state.archive.pace = Pace::new(options.archiving.rate);
         let log = Self(Rc::new(Core {
             platform,
@@ -490,12 +509,12 @@ async fn bury<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -> Result
 
 /// Rebuilds index, counts and head from the segments that the tail needs.
 ///
-/// Segments up to `archived` are in the archive, or there is no archive to wait for.
+/// Segments that are `archived` are in the archive, or there is no archive to wait for.
 async fn rebuild<D: Device>(
     device: &D,
     volume: &Superblock,
     tail: Tail,
-    archived: SegmentNumber,
+    archived: &ArchivedOnes,
     wall_ns: i64,
 ) -> Result<State, ReplayError> {
     let mut rebuilt = Rebuilt {
@@ -517,16 +536,24 @@ async fn rebuild<D: Device>(
             })?,
         };
         linked(before.as_ref(), &summary)?;
-        adopt(&mut rebuilt.table, found, &summary, segment <= archived);
+        adopt(&mut rebuilt.table, found, &summary, archived.has(segment, true));
         rebuilt.apply(&summary, &volume.geometry, found.slot)?;
         before = Some(summary);
     }
     linked(before.as_ref(), &tail.walk.summary)?;
     let head = continue_head(volume, &mut rebuilt, &tail, wall_ns, archived)?;
+    adopt_missing(device, volume, &mut rebuilt.table, &tail, archived).await;
     let Rebuilt { index, table, points, last_time_ns } = rebuilt;
-    let archived = archived.min(SegmentNumber(head.header.segment.0 - 1));
-    let mut state = state(index, table, head, tail.durable, archived, points, last_time_ns)?;
+    let open = head.header.segment;
+    let missing =
+        || table.segments().filter(|(segment, info)| *segment <= archived.through.min(open.minus(1)) && !info.archived);
+    let through = missing().next().map_or(archived.through.min(open.minus(1)), |(segment, _)| segment.minus(1));
+    let again = missing().count();
+    let mut state = state(index, table, head, tail.durable, through, points, last_time_ns)?;
     state.eventful = state.completed;
+    if let Some(whole) = &archived.whole {
+        state.report_missing(volume, again, whole);
+    }
     Ok(state)
 }
 
@@ -536,11 +563,11 @@ fn continue_head(
     rebuilt: &mut Rebuilt,
     tail: &Tail,
     wall_ns: i64,
-    archived: SegmentNumber,
+    archived: &ArchivedOnes,
 ) -> Result<Head, ReplayError> {
     let (summary, last) = (&tail.walk.summary, tail.last);
     if tail.sealed {
-        adopt(&mut rebuilt.table, last, summary, last.header.segment <= archived);
+        adopt(&mut rebuilt.table, last, summary, archived.has(last.header.segment, true));
         rebuilt.apply(summary, &volume.geometry, last.slot)?;
         // What left the working set with it was clean before it was sealed.
         let left = last.header.segment.0.saturating_sub(u64::from(volume.geometry.working_set));
@@ -583,19 +610,44 @@ fn first_time(summary: &Summary) -> i64 {
 }
 
 /// Segments older than the tail needs: inactive, waiting for the archiver. Archived ones are nobody's, their slots free.
-fn adopt_old(table: &mut Table, tail: &Tail, archived: SegmentNumber) {
+fn adopt_old(table: &mut Table, tail: &Tail, archived: &ArchivedOnes) {
     let oldest = tail.oldest_needed();
     for found in tail.found.iter().filter(|found| found.header.segment < oldest) {
-        let segment = found.header.segment;
-        if segment <= archived || table.slot_of(segment).is_some() {
-            continue;
+        if found.header.segment > archived.through && table.slot_of(found.header.segment).is_none() {
+            adopt_inactive(table, found);
         }
-        table.adopt(found.slot, segment, Life::Inactive, found.header.first_position);
-        let info = table.get_mut(found.slot);
-        info.epoch = found.header.epoch;
-        info.last_position = found.header.first_position;
-        (info.sealed, info.durable) = (true, true);
-        info.first_time_ns = found.header.time_ns;
+    }
+}
+
+fn adopt_inactive(table: &mut Table, found: &Found) {
+    table.adopt(found.slot, found.header.segment, Life::Inactive, found.header.first_position);
+    let info = table.get_mut(found.slot);
+    info.epoch = found.header.epoch;
+    info.last_position = found.header.first_position;
+    (info.sealed, info.durable) = (true, true);
+    info.first_time_ns = found.header.time_ns;
+}
+
+/// Segments whose slots were free, since they were archived, and that the store has lost: while their slots have not been
+/// written to they are archived again, the newest first, since the volume wants room as well.
+async fn adopt_missing<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    table: &mut Table,
+    tail: &Tail,
+    archived: &ArchivedOnes,
+) {
+    let oldest = tail.oldest_needed();
+    for found in tail.found.iter().rev().filter(|found| found.header.segment < oldest) {
+        let segment = found.header.segment;
+        let missing = segment <= archived.through && !archived.has(segment, false) && table.slot_of(segment).is_none();
+        if missing
+            && table.free_slots() > MISSING_LEAVE
+            && table.get(found.slot).life == Life::Recycle
+            && scan::summary(device, volume, found.slot, segment).await.is_ok()
+        {
+            adopt_inactive(table, found);
+        }
     }
 }
 

@@ -69,6 +69,11 @@ impl SlotInfo {
             sealed_at: Duration::ZERO,
         }
     }
+
+    /// Whether nobody needs the slot's contents, headers aside.
+    pub(super) fn is_recyclable(&self) -> bool {
+        self.life == Life::Inactive && self.archived && !self.archiving && self.readers == 0
+    }
 }
 
 /// All slots.
@@ -204,7 +209,7 @@ impl Table {
             .into_iter()
             .filter(|slot| {
                 let info = self.get_mut(*slot);
-                let may = info.life == Life::Inactive && info.archived && !info.archiving && info.readers == 0;
+                let may = info.is_recyclable();
                 if may {
                     info.life = Life::Leaving;
                     info.buffer = None;

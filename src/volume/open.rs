@@ -5,7 +5,6 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
@@ -13,11 +12,9 @@ use super::{Shared, Volume};
 use crate::archive::{ArchiveError, Lineage, Store};
 use crate::format::{AcceptedLoss, BLOCK_BYTES, FormatError, Position, SegmentNumber, Superblock};
 use crate::io::{Device, Platform};
+use crate::log::limits::STORE_PATIENCE;
 use crate::log::replay::{Opening, ReplayError, Tail, find_tail};
-use crate::log::{Archiving, Disagreement, Log, ends_of_archive, scan, tail_agrees};
-
-/// How long an opening waits for the store to say what it holds: a share that hangs must not keep the volume from its users.
-const STORE_PATIENCE: Duration = Duration::from_secs(5);
+use crate::log::{ArchiveFound, Archiving, Disagreement, Log, WholeSegments, look_at_archive, scan, tail_agrees};
 
 /// How a volume is opened.
 #[derive(Debug, Clone, Default)]
@@ -103,7 +100,7 @@ impl<P: Platform> Volume<P> {
             accept_loss(&platform, &mut superblock, Arc::clone(store), tail).await;
             accepted = true;
         }
-        let archived_from_ns = match &store {
+        let archive = match &store {
             Some(store) if answers => {
                 compare_with_archive(&platform, &device, &superblock, Arc::clone(store), &tail).await?
             }
@@ -112,8 +109,8 @@ impl<P: Platform> Volume<P> {
         if accepted && !options.read_only {
             scan::write_superblock(&device, &superblock).await?;
         }
-        let opening =
-            Opening { read_only: options.read_only, agreed: archived_from_ns.is_some(), archiving: options.archiving };
+        let (archived_from_ns, agreed) = archive.unzip();
+        let opening = Opening { read_only: options.read_only, agreed, archiving: options.archiving };
         let log = Log::open(platform, device, superblock, store, tail, opening).await?;
         if !options.read_only {
             let mut superblock = log.volume().clone();
@@ -184,18 +181,19 @@ async fn accept_loss<P: Platform>(platform: &P, superblock: &mut Superblock, sto
 }
 
 /// Rule 10, see [`crate::log::tail_agrees`]. A store that cannot be reached delays archiving, not opening. Gives the time
-/// from which the archive can restore, the end of time when it is empty; none when it cannot be asked.
+/// from which the archive can restore, the end of time when it is empty, and what it has; none when it cannot be asked.
 async fn compare_with_archive<P: Platform>(
     platform: &P,
     device: &P::Device,
     volume: &Superblock,
     store: Arc<dyn Store>,
     tail: &Option<Tail>,
-) -> Result<Option<i64>, OpenError> {
+) -> Result<Option<(i64, WholeSegments)>, OpenError> {
     let known = volume.clone();
-    let ends = match ask(platform, move || ends_of_archive(&store, &known).map_err(|error| error.to_string())).await {
-        Ok(Some(ends)) => ends,
-        Ok(None) => return Ok(Some(i64::MAX)),
+    let found = ask(platform, move || look_at_archive(&store, &known).map_err(|error| error.to_string())).await;
+    let (ends, whole) = match found {
+        Ok(ArchiveFound { ends: Some(ends), whole }) => (ends, whole),
+        Ok(ArchiveFound { ends: None, whole }) => return Ok(Some((i64::MAX, whole))),
         Err(error) => {
             log::warn!("{}: attached without its store, segments wait on the primary: {error}", volume.name);
             return Ok(None);
@@ -203,7 +201,7 @@ async fn compare_with_archive<P: Platform>(
     };
     let last = tail.as_ref().map_or(Position(0), Tail::position);
     match tail_agrees(device, volume, tail.as_ref(), &ends).await {
-        Ok(()) => Ok(Some(ends.from_ns)),
+        Ok(()) => Ok(Some((ends.from_ns, whole))),
         Err(Disagreement::Ahead { archived, position }) => Err(OpenError::ArchiveAhead { archived, position, last }),
         Err(Disagreement::Differs { segment }) => Err(OpenError::ArchiveDiffers { segment, last }),
     }
