@@ -597,3 +597,58 @@ fn a_store_that_deletes_nothing_gets_parts_all_the_same() {
     let current = volume.log().current_segment();
     assert!(store.list().unwrap().iter().all(|(name, _)| name.part == 0 || name.segment == current));
 }
+
+/// A primary that was rolled back, and went on while its store was away, filled segments that the archive has otherwise. No
+/// accepted loss makes one past of the two: attach says so at once, and changes nothing. (It once named a command that came
+/// back to the same.)
+#[test]
+fn who_went_on_in_another_past_is_told_what_to_do() {
+    let (disk, store) = (LONG.disk(), store_of(&LONG));
+    let memory = store.clone().unwrap();
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    mark(&platform, &volume);
+    platform.halt();
+    disk.stop_machine();
+    let before = disk.fork();
+    let platform = SimulatedPlatform::new(2, disk);
+    let volume = open(&platform, &store).unwrap().unwrap();
+    churned(&platform, &volume, 3);
+    mark(&platform, &volume);
+    platform.halt();
+    memory.set_error(Some("away".to_owned()));
+    let platform = SimulatedPlatform::new(4, before.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    churned(&platform, &volume, 1);
+    memory.set_error(None);
+    let archived = memory.list().unwrap();
+    pass(&platform, 60);
+    assert!(volume.status().archive.error.is_some());
+    let last = volume.log().tail().0;
+    platform.halt();
+    before.stop_machine();
+    let superblock = || {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        before.peek(0, &mut bytes);
+        bytes
+    };
+    let found = superblock();
+    for accept_loss in [None, Some(last), None] {
+        let platform = SimulatedPlatform::new(5, before.clone());
+        let (machine, device, held) = (platform.clone(), platform.device(), as_store(&store));
+        let options = OpenOptions { accept_loss, ..OpenOptions::default() };
+        let opened = platform.block_on(async move { Volume::open(machine, device, held, options).await }).unwrap();
+        let refused = opened.map(drop).unwrap_err();
+        assert!(matches!(refused, OpenError::ArchiveApart { segment: SegmentNumber(1) }), "{refused}");
+        let text = refused.to_string();
+        assert!(text.contains("rebuild") && !text.contains("--accept-loss"), "{text}");
+        assert!(superblock() == found && memory.list().unwrap() == archived);
+        platform.halt();
+        before.stop_machine();
+    }
+    // What the primary has can be had while the store is away.
+    memory.set_error(Some("away".to_owned()));
+    let platform = SimulatedPlatform::new(6, before);
+    let volume = open(&platform, &store).unwrap().unwrap();
+    assert!(!platform.block_on(async move { read_all(&volume).await.unwrap() }).unwrap().is_empty());
+}

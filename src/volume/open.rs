@@ -43,6 +43,12 @@ pub enum OpenError {
          another past. Restore from the archive, or go on without what differs with --accept-loss {last}"
     )]
     ArchiveDiffers { segment: SegmentNumber, last: Position },
+    #[error(
+        "segment {segment} in the archive is not the one on the primary, which has gone on since: the primary was rolled back, and \
+         written to while its store was away. That is no loss that can be accepted. Restore from the archive, or continue it on \
+         another primary with `salvol rebuild`; while the store is away this primary can be attached, to copy what it has"
+    )]
+    ArchiveApart { segment: SegmentNumber },
     /// Another primary continues the volume, or the store knows nothing of this one.
     #[error(transparent)]
     Superseded(ArchiveError),
@@ -56,7 +62,7 @@ impl OpenError {
     /// Whether the reason is damage, rather than a mistake of the caller.
     pub fn is_corruption(&self) -> bool {
         match self {
-            Self::ArchiveAhead { .. } | Self::ArchiveDiffers { .. } => true,
+            Self::ArchiveAhead { .. } | Self::ArchiveDiffers { .. } | Self::ArchiveApart { .. } => true,
             Self::NoSuperblock(error) => matches!(error, FormatError::Checksum { .. } | FormatError::Field { .. }),
             Self::Replay(error) => !matches!(error, ReplayError::Io(_) | ReplayError::Log(_)),
             Self::Short { .. } | Self::Superseded(_) | Self::Io(_) => false,
@@ -93,20 +99,21 @@ impl<P: Platform> Volume<P> {
             None => false,
         };
         let tail = find_tail(&device, &superblock, options.accept_loss).await?;
-        let mut accepted = false;
-        if let (Some(position), Some(store), Some(tail)) = (options.accept_loss, &store, &tail)
-            && tail.position() == position
-        {
-            accept_loss(&platform, &mut superblock, Arc::clone(store), tail).await;
-            accepted = true;
-        }
+        let accepts = match (options.accept_loss, &store, &tail) {
+            (Some(position), Some(store), Some(tail)) if tail.position() == position => {
+                accept_loss(&platform, &mut superblock, Arc::clone(store), tail).await;
+                true
+            }
+            _ => false,
+        };
         let archive = match &store {
             Some(store) if answers => {
                 compare_with_archive(&platform, &device, &superblock, Arc::clone(store), &tail).await?
             }
             _ => None,
         };
-        if accepted && !options.read_only {
+        // Not before all of it is known to be acceptable.
+        if accepts && !options.read_only {
             scan::write_superblock(&device, &superblock).await?;
         }
         let (archived_from_ns, agreed) = archive.unzip();
@@ -175,9 +182,30 @@ async fn accept_loss<P: Platform>(platform: &P, superblock: &mut Superblock, sto
     let seen = tail.found.iter().map(|found| found.header.epoch).chain(archived).max().unwrap_or(0);
     superblock.epoch = superblock.epoch.max(seen).max(tail.walk.summary.epoch);
     superblock.generation += 1;
+    superblock.accepted_loss = Some(loss_behind(tail, superblock, superblock.epoch));
+}
+
+/// What is given up when the log ends with `tail`: the archive's objects from its last segment on, up to `epoch`.
+fn loss_behind(tail: &Tail, superblock: &Superblock, epoch: u64) -> AcceptedLoss {
     let segment = tail.last.header.segment.plus(u64::from(tail.sealed));
     let before = superblock.accepted_loss.map_or(segment, |loss| loss.segment);
-    superblock.accepted_loss = Some(AcceptedLoss { segment: segment.min(before), epoch: superblock.epoch });
+    AcceptedLoss { segment: segment.min(before), epoch }
+}
+
+/// The segment in which archive and primary differ even when everything behind `tail` is given up: the sealed segments of the
+/// primary can be put neither in the place of the archive's nor under larger epochs, which their headers do not have.
+async fn apart<P: Platform>(
+    platform: &P,
+    device: &P::Device,
+    volume: &Superblock,
+    store: Arc<dyn Store>,
+    tail: &Tail,
+) -> Option<SegmentNumber> {
+    let accepted = Superblock { accepted_loss: Some(loss_behind(tail, volume, u64::MAX)), ..volume.clone() };
+    let known = accepted.clone();
+    let found = ask(platform, move || look_at_archive(&store, &known).map_err(|error| error.to_string())).await;
+    let ends = found.ok()?.ends?;
+    tail_agrees(device, &accepted, Some(tail), &ends).await.err().map(|_| ends.segment)
 }
 
 /// Rule 10, see [`crate::log::tail_agrees`]. A store that cannot be reached delays archiving, not opening. Gives the time
@@ -189,8 +217,8 @@ async fn compare_with_archive<P: Platform>(
     store: Arc<dyn Store>,
     tail: &Option<Tail>,
 ) -> Result<Option<(i64, WholeSegments)>, OpenError> {
-    let known = volume.clone();
-    let found = ask(platform, move || look_at_archive(&store, &known).map_err(|error| error.to_string())).await;
+    let (known, asked) = (volume.clone(), Arc::clone(&store));
+    let found = ask(platform, move || look_at_archive(&asked, &known).map_err(|error| error.to_string())).await;
     let (ends, whole) = match found {
         Ok(ArchiveFound { ends: Some(ends), whole }) => (ends, whole),
         Ok(ArchiveFound { ends: None, whole }) => return Ok(Some((i64::MAX, whole))),
@@ -200,9 +228,16 @@ async fn compare_with_archive<P: Platform>(
         }
     };
     let last = tail.as_ref().map_or(Position(0), Tail::position);
-    match tail_agrees(device, volume, tail.as_ref(), &ends).await {
-        Ok(()) => Ok(Some((ends.from_ns, whole))),
-        Err(Disagreement::Ahead { archived, position }) => Err(OpenError::ArchiveAhead { archived, position, last }),
-        Err(Disagreement::Differs { segment }) => Err(OpenError::ArchiveDiffers { segment, last }),
+    let Err(found) = tail_agrees(device, volume, tail.as_ref(), &ends).await else {
+        return Ok(Some((ends.from_ns, whole)));
+    };
+    if let Some(tail) = tail
+        && let Some(segment) = apart(platform, device, volume, store, tail).await
+    {
+        return Err(OpenError::ArchiveApart { segment });
     }
+    Err(match found {
+        Disagreement::Ahead { archived, position } => OpenError::ArchiveAhead { archived, position, last },
+        Disagreement::Differs { segment } => OpenError::ArchiveDiffers { segment, last },
+    })
 }
