@@ -7,7 +7,7 @@ HOURS ?= 1
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: ## see it work: a database, a killed daemon, a lost disk, and every byte back (5 minutes)
+demo: ## see it work: a database, a killed daemon, a dropped table, a lost disk, and every byte back (5 minutes)
 	@scripts/demo
 
 test: ## all tests, the real block device included (15 minutes; ALL=1 adds PostgreSQL and XFS)

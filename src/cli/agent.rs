@@ -80,12 +80,12 @@ impl Application {
     fn hold(&self, limit: Duration, marker: &mut Marker) -> Result<PointInfo, Failure> {
         let held = match self {
             Self::Fs { mountpoint } => {
-                let path = marker.may_freeze(mountpoint)?;
+                let path = marker.may_freeze(mountpoint, limit)?;
                 agent::fs(&path, limit, freezer, &mut mark(marker, limit))
             }
             Self::Postgres { uri, checkpoint } => agent::postgres(uri, *checkpoint, limit, &mut mark(marker, limit)),
             Self::Sqlite { files } => {
-                marker.not_held_back()?;
+                marker.not_held_back(limit)?;
                 agent::sqlite(files, limit, &mut mark(marker, limit))
             }
             Self::Exec { command } => {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use salvol::archive::Spec;
 use salvol::control::{AgentName, Client, Request, RunDir, RunFile, Wait, is_mounted_from};
@@ -16,6 +16,9 @@ use super::{Failure, Outcome};
 
 /// How long a daemon may take to hear that something failed.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often to look whether writers are still slowed down.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Somebody who has points marked in a volume.
 pub(crate) struct Marker {
@@ -79,7 +82,7 @@ impl Marker {
 
     /// The mount point at `path`, when freezing it can do no harm: it is on this volume, neither the store nor the log
     /// of the daemon is on it, and writers are not being held back, since freezing writes the file system back first.
-    pub(crate) fn may_freeze(&mut self, path: &Path) -> Result<PathBuf, Failure> {
+    pub(crate) fn may_freeze(&mut self, path: &Path, patience: Duration) -> Result<PathBuf, Failure> {
         let refuse = |what: String| Failure::new(format_args!("{}: not frozen: {what}", path.display()));
         let mountpoint = fs::canonicalize(path).map_err(|error| refuse(error.to_string()))?;
         if !is_mounted_from(&mountpoint, &self.run.device) {
@@ -100,21 +103,30 @@ impl Marker {
         if is_here(&log) || log.parent().is_some_and(is_here) {
             return Err(refuse(format!("the daemon's log {} is on it", log.display())));
         }
-        self.not_held_back().map_err(|error| error.of(path.display()))?;
+        self.not_held_back(patience).map_err(|error| error.of(path.display()))?;
         Ok(mountpoint)
     }
 
-    /// Refuses to hold an application while its writes are held back: it would be held for as long.
-    pub(crate) fn not_held_back(&mut self) -> Outcome {
-        let answer = self.client.ask(&Request::Status {}).map_err(|error| Failure::new(error).of(&self.run.name))?;
-        let status: Status = serde_json::from_value(answer)?;
-        if ["throttled", "waiting", "stopped"].contains(&status.state.as_str()) {
-            return Err(Failure::new(format_args!(
-                "not while the volume {} is {}: what is written back first would wait; `salvol status {0}` says what for",
-                self.run.name, status.state
-            )));
+    /// Refuses to hold an application while its writes are held back: it would be held for as long. Writers that are only
+    /// slowed down are waited for, up to `patience`.
+    pub(crate) fn not_held_back(&mut self, patience: Duration) -> Outcome {
+        let deadline = Instant::now() + patience;
+        loop {
+            let answer =
+                self.client.ask(&Request::Status {}).map_err(|error| Failure::new(error).of(&self.run.name))?;
+            let state = serde_json::from_value::<Status>(answer)?.state;
+            match state.as_str() {
+                "throttled" if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+                "throttled" | "waiting" | "stopped" => {
+                    return Err(Failure::new(format_args!(
+                        "not while the volume {} is {state}: what is written back first would wait; `salvol status {0}` says \
+                         what for",
+                        self.run.name
+                    )));
+                }
+                _ => return Ok(()),
+            }
         }
-        Ok(())
     }
 }
 

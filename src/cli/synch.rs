@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// Freeze the file system mounted here, which is on the volume, while the point is marked
     #[arg(long, value_name = "MOUNTPOINT")]
     freeze: Option<PathBuf>,
-    /// The longest that it stays frozen
+    /// The longest that it stays frozen, and that writers which are being slowed down are waited for before
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::limit, requires = "freeze")]
     freeze_limit: Duration,
     /// Shell command that makes the application consistent; when it fails no point is marked
@@ -56,7 +56,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let runs = RunDir::from_environment();
     let run = find(&runs, &arguments.volume)?;
     let mut marker = Marker::new(&runs, &run, &arguments.label, None)?;
-    let mountpoint = arguments.freeze.as_deref().map(|path| marker.may_freeze(path)).transpose()?;
+    let mountpoint =
+        arguments.freeze.as_deref().map(|path| marker.may_freeze(path, arguments.freeze_limit)).transpose()?;
     let hook = |which: &str, command: Option<&str>, facts: &[(&str, String)]| {
         let run = |command| agent::shell(command, facts, arguments.hook_limit);
         command.map_or(Ok(()), run).map_err(|error| Failure::new(format_args!("{which}: {error}")))

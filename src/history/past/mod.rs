@@ -68,8 +68,7 @@ impl<P: Platform> Past<P> {
     ) -> Result<Self, HistoryError> {
         let index = index_at(source, source.volume(), moment.segment, moment.position)?;
         let volume = source.volume().clone();
-        let needed = index.chain().iter().map(|(segment, _)| *segment);
-        let reader = Arc::new(Reader::new(source, needed)?);
+        let reader = Arc::new(Reader::new(source, index.chain())?);
         let overlay = Overlay::open(writable, &volume, &moment, index.blocks()).map_err(HistoryError::Overlay)?;
         let backing = volume.backing.clone();
         Ok(Self(Rc::new(Shared {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::archive::{ArchivedSegment, Store};
-use crate::format::{BLOCK_BYTES, Block, Offset, SegmentHeader, SegmentNumber, Slot, Superblock, block_crc};
+use crate::format::{BLOCK_BYTES, Block, Checksum, Offset, SegmentHeader, SegmentNumber, Slot, Superblock, block_crc};
 use crate::history::source::{Archived, Objects, list, open_in};
 use crate::history::{HistoryError, Source};
 use crate::io::{Buffer, Primary};
@@ -51,29 +51,29 @@ type Shared = Arc<Mutex<ArchivedSegment>>;
 struct OpenObjects(Vec<(Archived, Shared)>);
 
 impl Reader {
-    /// Whoever reads the segments `needed` of `source` when `source` itself is gone.
-    pub(super) fn new(source: &Source, needed: impl Iterator<Item = SegmentNumber>) -> Result<Self, HistoryError> {
+    /// Whoever reads the segments of `chain`, each with its last checksum, when `source` itself is gone.
+    pub(super) fn new(source: &Source, chain: &[(SegmentNumber, Checksum)]) -> Result<Self, HistoryError> {
         let mut slots = BTreeMap::new();
         let primary = match &source.primary {
             None => None,
             Some(view) => {
-                for segment in needed {
-                    // Of several slots of one number the newest is the volume's.
-                    let slot = view.slots.found.get(&segment).and_then(|slots| slots.first());
-                    slots.extend(slot.map(|slot| (segment, (*slot, AtomicBool::new(false)))));
+                for (segment, checksum) in chain {
+                    let slot = match view.slots.found.get(segment).map_or(&[][..], Vec::as_slice) {
+                        // Slots of a tail that was discarded may have the same number.
+                        [first, _, ..] => {
+                            let located = source.locate(*segment, Some(*checksum)).ok().flatten();
+                            located.and_then(|located| located.slot).or(Some(*first))
+                        }
+                        found => found.first().copied(),
+                    };
+                    slots.extend(slot.map(|slot| (*segment, (slot, AtomicBool::new(false)))));
                 }
                 Some(Primary::look(&view.path).map_err(|error| HistoryError::Io(io::Error::other(error)))?)
             }
         };
         let volume = source.volume().clone();
-        Ok(Self {
-            volume,
-            primary,
-            slots,
-            store: source.store.clone(),
-            objects: Mutex::default(),
-            open: Mutex::default(),
-        })
+        let (store, objects, open) = (source.store.clone(), Mutex::default(), Mutex::default());
+        Ok(Self { volume, primary, slots, store, objects, open })
     }
 
     /// Fills the places of `buffer` that `wants` name.
