@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 
 /// How often to look whether a program has ended.
@@ -70,9 +70,20 @@ fn beginning(mut pipe: impl Read, bytes: u64) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// In a process group of its own, so that it is killed with all that it started.
+/// In a process group of its own, so that it is killed with all that it started; without the signals that this process may
+/// have put off; and not for longer than this process.
 fn start(command: &mut Command, text: &str) -> Result<Child, CommandError> {
-    command.process_group(0).spawn().map_err(|source| CommandError::Start { command: text.to_owned(), source })
+    alone(command).spawn().map_err(|source| CommandError::Start { command: text.to_owned(), source })
+}
+
+#[expect(unsafe_code, reason = "what is done between fork and exec must be")]
+fn alone(command: &mut Command) -> &mut Command {
+    let prepare = || {
+        SigSet::empty().thread_set_mask()?;
+        Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
+    };
+    // SAFETY: both are system calls and allocate nothing.
+    unsafe { command.process_group(0).pre_exec(prepare) }
 }
 
 fn succeeded(status: ExitStatus, text: &str, complaint: impl FnOnce() -> String) -> Result<(), CommandError> {

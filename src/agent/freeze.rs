@@ -5,7 +5,7 @@
 //! ```text
 //! whoever marks                              the helper, a session of its own
 //! -------------                              --------------------------------
-//! Freeze::begin   ────── started ─────────►  FIFREEZE: writes the file system back, then stops writers
+//! Freeze::begin   ────── started ─────────►  writes the file system back; FIFREEZE: stops writers, writes back the rest
 //!                 ◄───── "frozen" ─────────
 //! marks                                      waits for the end of its input, at most the limit
 //! Freeze::end     ────── closes the pipe ─►  FITHAW
@@ -26,6 +26,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 
+/// How often a thaw that fails is tried.
+const THAWS: usize = 50;
 /// What the helper says when the file system is frozen.
 const FROZEN: &str = "frozen";
 /// When it has thawed it because it was told to.
@@ -101,11 +103,16 @@ impl Freeze {
         match freeze.hear() {
             line if line == FROZEN => Ok(freeze),
             line => {
-                let what = if line.is_empty() { "its helper has gone".to_owned() } else { line };
+                let what = line;
                 if let Some((mut child, _)) = freeze.helper.take() {
                     let _ = child.kill();
                     let _ = child.wait();
                 }
+                if what.is_empty() {
+                    // Killed, perhaps when it had frozen it.
+                    let _ = ioctl::thaw(&freeze.file);
+                }
+                let what = if what.is_empty() { "its helper has gone".to_owned() } else { what };
                 Err(FreezeError::Refused { path: path.to_owned(), what })
             }
         }
@@ -171,6 +178,13 @@ pub fn help(path: &Path, limit: Duration) -> io::Result<()> {
         Ok(file) => file,
         Err(error) => return say(&error.to_string()),
     };
+    // A freeze stops writers first and then writes back what is dirty: so that this is little, most of it goes before.
+    if let Err(error) = nix::unistd::syncfs(&file) {
+        return say(error.desc());
+    }
+    if input_ends_within(Duration::from_millis(1)) {
+        return Ok(());
+    }
     match ioctl::freeze(&file) {
         Ok(()) => {}
         Err(Errno::EBUSY) => return say("it is frozen already"),
@@ -181,13 +195,16 @@ pub fn help(path: &Path, limit: Duration) -> io::Result<()> {
     // Nobody to hear it is the end of the input, too.
     let heard = say(FROZEN);
     let in_time = heard.is_ok() && input_ends_within(limit);
-    while let Err(error) = ioctl::thaw(&file) {
-        if error == Errno::EINVAL {
-            break;
+    for _ in 0..THAWS {
+        match ioctl::thaw(&file) {
+            Ok(()) => return say(if in_time { THAWED } else { LATE }),
+            // Somebody else has thawed it meanwhile.
+            Err(Errno::EINVAL) => return say(LATE),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
-        std::thread::sleep(Duration::from_millis(100));
     }
-    say(if in_time { THAWED } else { LATE })
+    // The other end tries once more, and says why not.
+    Ok(())
 }
 
 fn input_ends_within(limit: Duration) -> bool {

@@ -48,15 +48,19 @@ impl Locks {
         let mut sorted: Vec<&PathBuf> = files.iter().collect();
         sorted.sort();
         sorted.dedup();
+        // A commit may be in the page cache alone: with a write-ahead log most are. Most of it is written before anybody waits.
+        for path in &sorted {
+            write_back(path)?;
+        }
         let mut locks = Self(Vec::new());
-        for path in sorted {
+        for path in &sorted {
             locks.0.push(Lock::take(path, deadline, limit)?);
         }
-        for lock in &locks.0 {
-            // A commit may be in the page cache alone: with a write-ahead log most are.
-            let file = File::open(&lock.path).map_err(|source| LockError::Open { path: lock.path.clone(), source })?;
-            nix::unistd::syncfs(&file)
-                .map_err(|error| LockError::Open { path: lock.path.clone(), source: error.into() })?;
+        for path in &sorted {
+            write_back(path)?;
+        }
+        if Instant::now() > deadline {
+            return Err(LockError::Busy { path: sorted[0].clone(), limit });
         }
         Ok(locks)
     }
@@ -80,6 +84,22 @@ impl Locks {
         }
         Ok(())
     }
+}
+
+/// Makes the database and its logs durable, as far as they have been written.
+fn write_back(path: &Path) -> Result<(), LockError> {
+    for suffix in ["", "-wal", "-journal"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let synced = File::open(&name).and_then(|file| file.sync_all());
+        match synced {
+            Err(error) if suffix.is_empty() || error.kind() != io::ErrorKind::NotFound => {
+                return Err(LockError::Open { path: name.into(), source: error });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Lock {

@@ -108,7 +108,8 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     })?;
     let device = live.path();
     let path = runs.socket(&name);
-    let daemon = Daemon { runs, name: name.clone(), mailbox: Arc::clone(&mailbox), orders };
+    let daemon =
+        Daemon { runs, name: name.clone(), mailbox: Arc::clone(&mailbox), orders, is_view: arguments.view.is_some() };
     let socket = match Socket::listen(&path, group, device.display().to_string(), mailbox, sender) {
         Ok(socket) => socket,
         Err(error) => {
@@ -190,6 +191,8 @@ struct Daemon {
     name: String,
     mailbox: Arc<Mailbox>,
     orders: Receiver<Order>,
+    /// Whether its device ends with it, whoever uses it.
+    is_view: bool,
 }
 
 impl Daemon {
@@ -259,7 +262,7 @@ impl Daemon {
 
     /// Ends for a signal: detaches when nobody uses the device, otherwise leaves it to a later daemon.
     fn heed(&self, signal: i32, live: &Live) -> End {
-        match used_for_long(&live.path()) {
+        match used_for_long(&live.path()).filter(|_| !self.is_view) {
             None => match live.stop() {
                 Ok(()) => return End::Detach,
                 Err(error) => log::error!("{}: {error}", self.name),

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use salvol::archive::Spec;
-use salvol::control::{AgentName, Client, Request, RunDir, RunFile, Wait, is_mounted_from};
+use salvol::control::{AgentName, Client, ClientError, Request, RunDir, RunFile, Wait, is_mounted_from};
 use salvol::history::PointInfo;
 use salvol::volume::Status;
 
@@ -44,7 +44,10 @@ impl Marker {
         self.client.set_patience(patience).map_err(|error| error.to_string())?;
         let (label, agent) = (self.label.clone(), self.agent.clone());
         let request = Request::Synch { label, info: info.to_owned(), wait: Wait::Durable, agent };
-        let answer = self.client.ask(&request).map_err(|error| format!("no point was marked: {error}"))?;
+        let answer = self.client.ask(&request).map_err(|error| match error {
+            ClientError::Gone => "it is not known whether a point was marked: the daemon has not answered".to_owned(),
+            error => format!("no point was marked: {error}"),
+        })?;
         let point: PointInfo = serde_json::from_value(answer).map_err(|error| format!("its answer: {error}"))?;
         self.point = Some(point.clone());
         Ok(point)

@@ -73,10 +73,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     duration.ok_or_else(|| format!("{text:?} is not a duration: use 30s, 5m or 7d"))
 }
 
+const LIMIT_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// A duration that is not nothing.
 pub(crate) fn limit(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err(format!("{text:?}: no time at all is not enough")),
+        limit if limit < Duration::from_millis(1) => Err(format!("{text:?}: no time at all is not enough")),
+        limit if limit > LIMIT_MAX => Err(format!("{text:?}: is more than a year")),
         limit => Ok(limit),
     }
 }
@@ -151,7 +154,9 @@ impl Source {
         match text.split_once(':') {
             Some((scheme, _)) if SCHEMES.contains(&scheme) => Ok(Self::Spec(text.to_owned())),
             _ if text.contains('/') => Ok(Self::Path(PathBuf::from(text))),
-            _ if Path::new(text).is_file() && name(text).is_err() => Ok(Self::Path(PathBuf::from(text))),
+            _ if Path::new(text).is_file() && name(text.split_once('@').map_or(text, |(name, _)| name)).is_err() => {
+                Ok(Self::Path(PathBuf::from(text)))
+            }
             // A view of the past is NAME@POINT.
             _ => match name(text.split_once('@').map_or(text, |(name, _)| name)) {
                 Ok(_) => Ok(Self::Name(text.to_owned())),

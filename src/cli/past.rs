@@ -15,6 +15,9 @@ use super::primary::canonical;
 use super::running::find;
 use super::{Failure, Manner, Outcome, table};
 
+/// Bytes of a volume's name and of what its view shows: the path of the control socket has 107 at most.
+const NAME_BYTES: usize = 85;
+
 pub(crate) fn run(mut arguments: Arguments, manner: Manner) -> Outcome {
     if arguments.background_child {
         return daemon::background(&arguments);
@@ -31,7 +34,7 @@ pub(crate) fn run(mut arguments: Arguments, manner: Manner) -> Outcome {
             volume.name
         ));
     }
-    let name = format!("{}@{}", volume.name, called(&text, &moment));
+    let name = format!("{}@{}", volume.name, called(&text, &moment, &volume.name));
     let runs = RunDir::from_environment();
     if let Some(run) = runs.all().iter().find(|run| run.name == name) {
         refuse_if_attached(&runs, run)?;
@@ -66,10 +69,10 @@ pub(crate) fn what(arguments: &Arguments, name: &str) -> Result<What, Failure> {
 }
 
 /// What a view of the moment is called: as it was asked for, when that names a file and always means the same.
-fn called(text: &str, moment: &Moment) -> String {
+fn called(text: &str, moment: &Moment, volume: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-:+".contains(c);
     match &moment.mark {
-        _ if text != "latest" && text.len() <= 64 && text.chars().all(plain) => text.to_owned(),
+        _ if text != "latest" && volume.len() + text.len() <= NAME_BYTES && text.chars().all(plain) => text.to_owned(),
         Some(mark) => format!("p{}", mark.point),
         None => moment.position.to_string(),
     }

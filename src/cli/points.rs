@@ -54,7 +54,13 @@ pub(super) fn open(text: &str) -> Result<History, Failure> {
             let spec = Spec::parse(&spec).map_err(Failure::usage)?;
             History::open_spec(&spec)
         }
-        Source::Name(_) => History::open_primary(&find(&RunDir::from_environment(), text)?.primary),
+        Source::Name(_) => {
+            let run = find(&RunDir::from_environment(), text)?;
+            if let Some(at) = &run.at {
+                return Err(Failure::usage(format_args!("{text}: is a view of the past ({at}); name the volume")));
+            }
+            History::open_primary(&run.primary)
+        }
     }
     .map_err(failure)
 }

@@ -112,7 +112,7 @@ fn open(path: &Path, need: u64, force: bool) -> Result<Bench, Failure> {
 fn refuse_running(volume: &Superblock) -> Outcome {
     let runs = RunDir::from_environment();
     let uuid = volume.uuid.to_string();
-    for run in runs.all().iter().filter(|run| run.uuid == uuid) {
+    for run in runs.all().iter().filter(|run| run.uuid == uuid && run.at.is_none()) {
         if matches!(life(&runs, run)?, Life::Served | Life::Dying) {
             return Err(Failure::new(format_args!(
                 "{}: is attached on {} (primary {}): detach it first, or there would be two of it",

@@ -39,9 +39,13 @@ pub(crate) fn life(runs: &RunDir, run: &RunFile) -> Result<Life, Failure> {
 
 /// What a daemon left that is known to be dead.
 pub(crate) fn left(run: &RunFile) -> Result<Life, Failure> {
+    // What was written to a view may be gone with its daemon: nobody takes its device over.
+    if run.at.is_some() {
+        return Ok(Life::Gone);
+    }
     Ok(match ublk::device(run.id)? {
         // Otherwise a device of somebody else has the number now.
-        Some(device) if device.is_of(&run.uuid) && device.state != DeviceState::Dead => Life::Recoverable,
+        Some(device) if device.is_of(&run.device_uuid()) && device.state != DeviceState::Dead => Life::Recoverable,
         _ => Life::Gone,
     })
 }
@@ -69,7 +73,7 @@ pub(crate) fn clean(runs: &RunDir, run: &RunFile) -> Outcome {
     let Some(_lock) = runs.lock(&run.name, LOOKING)? else {
         return Err(Failure::new(format_args!("{}: a new daemon serves it by now", run.name)));
     };
-    if ublk::device(run.id)?.is_some_and(|device| device.is_of(&run.uuid)) {
+    if ublk::device(run.id)?.is_some_and(|device| device.is_of(&run.device_uuid())) {
         ublk::delete(run.id)?;
     }
     runs.remove(&run.name);
@@ -101,7 +105,7 @@ pub(crate) fn lookup(runs: &RunDir, text: &str) -> Result<Option<RunFile>, Failu
         Source::Name(name) => all.into_iter().find(|run| run.name == name),
         Source::Path(path) => {
             let path = canonical(&path);
-            all.into_iter().find(|run| run.device == path || run.primary == path)
+            all.into_iter().find(|run| run.device == path || run.primary == path && run.at.is_none())
         }
         Source::Spec(_) => None,
     })

@@ -26,6 +26,8 @@ pub enum Message {
         label: String,
         info: String,
         answer: Sender<Result<PointInfo, String>>,
+        /// Gone when nobody waits for the answer any more: then no point is marked.
+        asker: Weak<()>,
     },
     /// Tell when everything up to a position is in the archive.
     Archived {
@@ -103,11 +105,16 @@ pub trait Attended: Clone + 'static {
     /// How it is now.
     fn status(&self) -> Status;
 
-    /// Marks a synch point.
+    /// Marks a synch point, unless nobody `wants` it any more when that can be done.
     ///
     /// # Errors
     /// Why there is none, for people.
-    fn mark(&self, label: String, info: String) -> impl Future<Output = Result<PointInfo, String>>;
+    fn mark(
+        &self,
+        label: String,
+        info: String,
+        wants: impl Fn() -> bool,
+    ) -> impl Future<Output = Result<PointInfo, String>>;
 
     /// Waits until everything up to `position` is archived, for as long as somebody `wants` to know.
     ///
@@ -124,9 +131,9 @@ impl<P: Platform> Attended for Volume<P> {
         self.status()
     }
 
-    async fn mark(&self, label: String, info: String) -> Result<PointInfo, String> {
+    async fn mark(&self, label: String, info: String, wants: impl Fn() -> bool) -> Result<PointInfo, String> {
         check_label(&label)?;
-        let point = self.synch(label, info).await.map_err(|error| error.to_string())?;
+        let point = self.synch_while(label, info, wants).await.map_err(|error| error.to_string())?;
         Ok(describe(self, point))
     }
 
@@ -144,7 +151,7 @@ impl<P: Platform> Attended for Past<P> {
         self.status()
     }
 
-    async fn mark(&self, _label: String, _info: String) -> Result<PointInfo, String> {
+    async fn mark(&self, _label: String, _info: String, _wants: impl Fn() -> bool) -> Result<PointInfo, String> {
         Err("a view of the past has no points of its own".to_owned())
     }
 
@@ -168,10 +175,10 @@ pub async fn attend<P: Platform>(
             Message::Status { answer } => {
                 let _ = answer.send(served.status());
             }
-            Message::Synch { label, info, answer } => {
+            Message::Synch { label, info, answer, asker } => {
                 let served = served.clone();
                 platform.spawn(async move {
-                    let _ = answer.send(served.mark(label, info).await);
+                    let _ = answer.send(served.mark(label, info, || asker.strong_count() > 0).await);
                 });
             }
             Message::Archived { position, answer, asker } => {

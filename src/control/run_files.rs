@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::format::SegmentNumber;
+use crate::format::{SegmentNumber, Uuid};
 
 /// Names the directory of run files in place of `/run/salvol`, for tests.
 const DIRECTORY_VARIABLE: &str = "SALVOL_RUN_DIR";
@@ -51,6 +51,20 @@ pub struct RunFile {
     /// The oldest segment that it may read: a lease on it and all that are newer.
     #[serde(default)]
     pub needs_from: Option<u64>,
+}
+
+impl RunFile {
+    /// What the device bears as its server's mark: the volume, or the view, which must never be taken for it.
+    pub fn device_uuid(&self) -> String {
+        if self.at.is_some() { view_uuid(&self.name).to_string() } else { self.uuid.clone() }
+    }
+}
+
+/// The identity of the view of the past that is called `name`.
+pub fn view_uuid(name: &str) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+    Uuid(bytes)
 }
 
 /// The directory of run files.

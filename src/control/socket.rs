@@ -192,7 +192,7 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
             serde_json::to_value(status).map_err(|error| error.to_string())
         }
         Request::Synch { label, info, wait, agent } => {
-            let point = mark(label, info, agent.as_ref(), desk)?;
+            let point = mark(label, info, agent.as_ref(), stream, desk)?;
             if wait == Wait::Archived {
                 archived(point.position, stream, desk)
                     .map_err(|error| format!("{} is marked and durable, but not in the archive: {error}", point.id))?;
@@ -216,12 +216,19 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
 }
 
 /// Has a point marked, durably.
-fn mark(label: String, info: String, agent: Option<&AgentName>, desk: &Desk) -> Result<PointInfo, String> {
+fn mark(
+    label: String,
+    info: String,
+    agent: Option<&AgentName>,
+    stream: &UnixStream,
+    desk: &Desk,
+) -> Result<PointInfo, String> {
     let (sender, receiver) = channel();
-    if !desk.mailbox.send(Message::Synch { label, info, answer: sender }) {
+    let here = Arc::new(());
+    if !desk.mailbox.send(Message::Synch { label, info, answer: sender, asker: Arc::downgrade(&here) }) {
         return Err(gone());
     }
-    let marked = receiver.recv().unwrap_or_else(|_| Err(gone()));
+    let marked = while_connected(&receiver, stream).unwrap_or_else(|| Err(gone()));
     if let Some(agent) = agent {
         desk.agents.note(agent, marked.as_ref().map_err(String::as_str));
     }

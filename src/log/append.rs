@@ -80,14 +80,17 @@ impl<P: Platform> Log<P> {
 
     /// Places an entry without data that may use the room kept for control entries, down to what it must `keep`.
     pub(super) async fn place_control(&self, entry: Entry, keep: Keep) -> Result<Position, LogError> {
-        self.control(0, 0, keep, |state| state.place_without_data(entry)).await
+        self.control(0, 0, keep, || true, |state| state.place_without_data(entry)).await
     }
 
-    /// Marks a synch point; returns it with its position as its number. Not yet durable.
-    pub async fn mark(&self, label: String, info: String) -> Result<SynchMark, LogError> {
+    /// Marks a synch point, unless nobody `wants` it any more when there is room for it: then the moment has passed. Returns
+    /// it with its position as its number. Not yet durable.
+    pub async fn mark(&self, label: String, info: String, wants: impl Fn() -> bool) -> Result<SynchMark, LogError> {
+        // Others that wait see whether they are still wanted.
+        self.0.space.notify();
         let bytes = SynchMark { point: 0, time_ns: 0, label: label.clone(), info: info.clone() }.encode().len();
         let time_ns = self.0.platform.wall_ns();
-        self.control(1, bytes, Keep::Reserve, move |state| {
+        self.control(1, bytes, Keep::Reserve, wants, move |state| {
             if state.head.open_has_synch() {
                 return None;
             }
@@ -107,6 +110,7 @@ impl<P: Platform> Log<P> {
         data: u32,
         synch_bytes: usize,
         keep: Keep,
+        wants: impl Fn() -> bool,
         mut place: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<T, LogError> {
         let placed = self
@@ -116,6 +120,9 @@ impl<P: Platform> Log<P> {
                 let mut state = self.0.state.borrow_mut();
                 if let Err(error) = state.check() {
                     return Some(Err(error));
+                }
+                if !wants() {
+                    return Some(Err(LogError::Closing));
                 }
                 let promise = state.control_promise(&self.0.volume, keep);
                 if state.head.batch_room() == 0 {

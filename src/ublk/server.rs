@@ -18,7 +18,7 @@ use super::driver::{self, describe, errno, mark};
 use super::owner::{self, News, Opened, Plan};
 use super::{DeviceState, DriverError};
 use crate::archive::{Lease, Spec, SpecError, StoreError};
-use crate::control::{Mailbox, Message, Order, SuperblockError};
+use crate::control::{Mailbox, Message, Order, SuperblockError, view_uuid};
 use crate::format::{BLOCK_BYTES, SegmentNumber, Superblock};
 use crate::history::{HistoryError, Source, Writable};
 use crate::io::PrimaryError;
@@ -351,9 +351,9 @@ fn add(options: &Options, superblock: &Superblock) -> Result<UblkCtrl, ServerErr
         None => -1,
     };
     // What a view of the past has been written to may be gone with its daemon: its device ends with it.
-    let recovery = match options.what {
-        What::Volume { .. } => sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE,
-        What::Past { .. } => 0,
+    let (recovery, identity) = match &options.what {
+        What::Volume { .. } => (sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE, superblock.uuid),
+        What::Past { name, .. } => (0, view_uuid(name)),
     };
     let builder = UblkCtrlBuilder::default()
         .name("salvol")
@@ -362,7 +362,7 @@ fn add(options: &Options, superblock: &Superblock) -> Result<UblkCtrl, ServerErr
         .depth(depth)
         .io_buf_bytes(buffer)
         .ctrl_flags(u64::from(recovery))
-        .ctrl_target_flags(mark(superblock.uuid))
+        .ctrl_target_flags(mark(identity))
         .dev_flags(flags);
     builder.build().map_err(|error| ServerError::Driver { step: "adding the device", what: describe(&error) })
 }

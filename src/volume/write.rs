@@ -43,6 +43,20 @@ impl<P: Platform> Volume<P> {
     /// # Errors
     /// When label or information is too long, or the log takes nothing more.
     pub async fn synch(&self, label: String, info: String) -> Result<Point, RequestError> {
+        self.synch_while(label, info, || true).await
+    }
+
+    /// The same, unless nobody `wants` the point any more when there is room for its mark: a mark that comes later than
+    /// whoever asked for it waited would be of another moment.
+    ///
+    /// # Errors
+    /// As for [`Self::synch`].
+    pub async fn synch_while(
+        &self,
+        label: String,
+        info: String,
+        wants: impl Fn() -> bool,
+    ) -> Result<Point, RequestError> {
         self.check_writable()?;
         for (what, text, limit) in [("label", &label, LABEL_BYTES_MAX), ("information", &info, INFO_BYTES_MAX)] {
             if text.len() > limit {
@@ -50,7 +64,7 @@ impl<P: Platform> Volume<P> {
                 return Err(RequestError::Refused { what: Arc::from(what) });
             }
         }
-        let mark = self.0.log.mark(label, info).await?;
+        let mark = self.0.log.mark(label, info, wants).await?;
         self.0.log.acknowledged(Position(mark.point)).await?;
         self.flush().await?;
         self.0.log.want_archived(Position(mark.point));

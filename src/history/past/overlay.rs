@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::lock::Mutex;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Writable;
@@ -58,7 +58,9 @@ struct Header {
     history: [u8; 16],
     position: U64,
     blocks: U64,
-    reserved: [u8; 4016],
+    /// Time of the batch at the position, nanoseconds since 1970: positions that were given up recur.
+    time_ns: I64,
+    reserved: [u8; 4008],
     checksum: Checksum,
 }
 
@@ -223,7 +225,8 @@ fn header(volume: &Superblock, moment: &Moment, blocks: u64) -> Header {
         history: volume.history.0,
         position: U64::new(moment.position.0),
         blocks: U64::new(blocks),
-        reserved: [0; 4016],
+        time_ns: I64::new(moment.time_ns),
+        reserved: [0; 4008],
         checksum: Checksum::default(),
     };
     header.checksum = Checksum::plain(&header.as_bytes()[..BLOCK_BYTES - 16]);
@@ -250,6 +253,9 @@ fn unnamed(directory: &Path) -> io::Result<File> {
 
 /// The file at `path` with its map; made when it is not there.
 fn named(path: &Path, wanted: &Header, map_bytes: usize) -> io::Result<(File, Vec<u8>)> {
+    if path.exists() && !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is not a regular file"));
+    }
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     // One that serves it at a time.
     file.try_lock().map_err(|_| io::Error::other("is in use by another view"))?;
@@ -260,6 +266,9 @@ fn named(path: &Path, wanted: &Header, map_bytes: usize) -> io::Result<(File, Ve
         file.sync_data()?;
         file.write_all_at(wanted.as_bytes(), 0)?;
         file.sync_all()?;
+        if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(directory)?.sync_all()?;
+        }
         return Ok((file, map));
     }
     let mut found = [0; BLOCK_BYTES];

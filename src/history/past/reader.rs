@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::archive::{ArchivedSegment, Store};
+use crate::archive::{ArchivedSegment, PatientStore, Spec, Store};
 use crate::format::{BLOCK_BYTES, Block, Checksum, Offset, SegmentHeader, SegmentNumber, Slot, Superblock, block_crc};
 use crate::history::source::{Archived, Objects, list, open_in};
 use crate::history::{HistoryError, Source};
@@ -72,7 +72,11 @@ impl Reader {
             }
         };
         let volume = source.volume().clone();
-        let (store, objects, open) = (source.store.clone(), Mutex::default(), Mutex::default());
+        // One that is away now, or later for a while, is used when it is there.
+        let spec = source.store.as_ref().map_or_else(|| volume.backing.clone(), |store| store.spec());
+        let store = PatientStore::new(Spec::parse(&spec)?, volume.clone());
+        let store = store.map(|store| Arc::new(store) as Arc<dyn Store>);
+        let (objects, open) = (Mutex::default(), Mutex::default());
         Ok(Self { volume, primary, slots, store, objects, open })
     }
 
@@ -136,7 +140,11 @@ impl Reader {
             for archived in objects {
                 match self.read_object(&archived, wants, buffer) {
                     Ok(()) => return Ok(()),
-                    Err(error) => cause = Some(error),
+                    Err(error) => {
+                        // It may have been put again, packed in another way.
+                        lock(&self.open).forget(&archived);
+                        cause = Some(error);
+                    }
                 }
             }
         }
@@ -168,10 +176,13 @@ impl Reader {
         let Some(store) = &self.store else { return Ok(Vec::new()) };
         let mut known = lock(&self.objects);
         let (objects, listed) = &mut *known;
-        let due = listed.is_none_or(|listed| fresh && listed.elapsed() >= LIST_PAUSE);
-        if due {
+        if fresh || listed.is_none() {
+            // What is not in a list of a moment ago may have been put since.
+            let since = listed.map_or(LIST_PAUSE, |listed| listed.elapsed());
+            std::thread::sleep(LIST_PAUSE.saturating_sub(since));
+            let began = Instant::now();
             *objects = list(store, &self.volume, None)?;
-            *listed = Some(Instant::now());
+            *listed = Some(began);
         }
         Ok(objects.get(&segment).cloned().unwrap_or_default())
     }
@@ -194,6 +205,10 @@ impl OpenObjects {
         let object = Arc::clone(&found.1);
         self.0.push(found);
         Some(object)
+    }
+
+    fn forget(&mut self, archived: &Archived) {
+        self.0.retain(|(name, _)| name != archived);
     }
 
     fn keep(&mut self, archived: Archived, object: Shared) {
