@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::*;
 use salvol::archive::{MemoryStore, Mood, ObjectName, Store};
 use salvol::format::{ArchiveAt, Block, SegmentNumber};
-use salvol::io::simulated::{Dice, Ended, SimulatedPlatform};
+use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{Buffer, Platform};
 use salvol::log::{Archiving, Life, limits};
 use salvol::volume::{OpenOptions, Operation, Request, Volume};
@@ -263,6 +263,127 @@ impl Written for SimVolume {
     }
 }
 
+/// Segments that are all live leave no room in the one that takes their copies: when that is the last one for which there is a
+/// slot, the header that says which slots are free must fit all the same. (Writers once waited for ever, with every segment
+/// archived: copies left the room to the header, and the header to the copies.)
+#[test]
+fn segments_that_are_all_live_stop_no_writer() {
+    let seeds = seeds();
+    let waits: Vec<bool> = (seeds.start * 5..seeds.end * 5).flat_map(DenseDays::live).collect();
+    let marked = waits.iter().filter(|marked| **marked).count();
+    assert!(marked * 10 > waits.len() * 9, "synch events found room in {marked} of {} waits", waits.len());
+}
+
+/// A volume whose segments are all live, or nearly, and that waits for its store again and again.
+struct DenseDays {
+    dice: Dice,
+    shape: Shape,
+    disk: SimulatedDisk,
+    store: Option<Arc<MemoryStore>>,
+}
+
+impl DenseDays {
+    /// Ten days; whether a synch event found room each time that writers waited.
+    fn live(seed: u64) -> Vec<bool> {
+        let mut dice = Dice::new(seed);
+        let (working_set, segment_blocks) = (6 + dice.below(4) as u32, [64, 256][(seed % 2) as usize]);
+        let slots = working_set + 3 + dice.below(4) as u32;
+        let volume_blocks = u64::from(working_set * segment_blocks) * (50 + dice.below(25)) / 100;
+        let shape = Shape { segment_blocks, working_set, slots, volume_blocks, ..SHAPE };
+        let mut days = Self { dice, shape, disk: shape.disk(), store: store_of(&shape) };
+        (0..10).map(|day| days.day(&format!("seed {seed} day {day}"))).collect()
+    }
+
+    fn set_mood(&self, mood: Mood) {
+        self.store.as_ref().unwrap().set_mood(mood);
+    }
+
+    fn machine(&mut self) -> SimulatedPlatform {
+        let platform = SimulatedPlatform::new(self.dice.bits(), self.disk.clone());
+        platform.set_job_time(Duration::from_millis(self.dice.below(20)));
+        platform
+    }
+
+    /// Writes without end, whole segments together, and now and then something that shifts what comes after. Counts blocks.
+    fn write(&mut self, platform: &SimulatedPlatform, volume: &SimVolume) -> Rc<Cell<u64>> {
+        let written = Rc::new(Cell::new(0));
+        let (size, volume_blocks) = (u64::from(self.shape.segment_blocks) * 2, self.shape.volume_blocks);
+        let (writer, sum, mut dice) = (volume.clone(), Rc::clone(&written), Dice::new(self.dice.bits()));
+        platform.spawn(async move {
+            loop {
+                let first = dice.below(volume_blocks / size + 1) * size % volume_blocks;
+                let blocks = if dice.percent(3) { 1 + dice.below(3) } else { size };
+                let end = (first + blocks).min(volume_blocks);
+                put(&writer, first..end, 1 + sum.get()).await;
+                sum.set(sum.get() + end - first);
+            }
+        });
+        written
+    }
+
+    fn day(&mut self, when: &str) -> bool {
+        self.set_mood(Mood::Absent);
+        for _ in 0..self.dice.below(4) {
+            self.crash(when);
+        }
+        self.set_mood(Mood::Well);
+        let platform = self.machine();
+        let volume = open(&platform, &self.store).unwrap().unwrap();
+        let written = self.write(&platform, &volume);
+        let turn = u64::from(self.shape.slots * self.shape.segment_blocks);
+        let go_on = |blocks: u64| {
+            let goal = written.get() + blocks;
+            let ended = platform.run(|| written.get() >= goal);
+            assert_eq!(ended, Ended::Done, "{when}: {:#?}", volume.status());
+        };
+        go_on(turn / 2 + self.dice.below(turn));
+        self.set_mood(Mood::Absent);
+        let waits = volume.clone();
+        pass_until(&platform, move || waits.status().state == "waiting");
+        pass(&platform, 10);
+        let marked = self.mark(&platform, &volume, when);
+        if self.dice.percent(70) {
+            self.set_mood(Mood::Well);
+            go_on(turn);
+        }
+        platform.halt();
+        self.disk.stop_machine();
+        marked
+    }
+
+    /// A life without the store that ends at any I/O, or a while after nothing happens any more.
+    fn crash(&mut self, when: &str) {
+        let platform = self.machine();
+        let ios = 1 + self.dice.below(80);
+        platform.crash_after(ios);
+        match open(&platform, &self.store) {
+            Some(opened) => {
+                self.write(&platform, &opened.unwrap());
+                let until = platform.elapsed() + Duration::from_secs(20);
+                let clock = platform.clone();
+                platform.run(move || clock.elapsed() > until);
+            }
+            None => assert!(platform.device_ios() >= ios, "{when}: opening does not end"),
+        }
+        platform.halt();
+        self.disk.lose_power(&mut self.dice);
+    }
+
+    /// Whether a synch event finds room. It does, unless copies fill the last segment.
+    fn mark(&self, platform: &SimulatedPlatform, volume: &SimVolume, when: &str) -> bool {
+        let marked = Rc::new(Cell::new(false));
+        let (marker, done) = (volume.clone(), Rc::clone(&marked));
+        platform.spawn(async move { done.set(marker.synch("while it waits".to_owned(), String::new()).await.is_ok()) });
+        pass(platform, 1);
+        let current =
+            |table: &salvol::log::Table| table.segments().find(|(_, info)| info.life == Life::Current).unwrap().1.live;
+        let live = volume.log().look(|_, table| current(table));
+        let full = live >= self.shape.segment_blocks - self.shape.segment_blocks / 8;
+        assert!(marked.get() || full, "{when}: {live} live, {:#?}", volume.status());
+        marked.get()
+    }
+}
+
 /// The store is given no more bytes than the rate allows, and segments go one by one.
 #[test]
 fn the_rate_is_kept() {
@@ -351,6 +472,16 @@ fn a_store_that_reads_nothing_keeps_what_it_has() {
 }
 
 /// Lets `seconds` pass.
+fn pass_until(platform: &SimulatedPlatform, is_so: impl Fn() -> bool + 'static) {
+    let clock = platform.clone();
+    let wait = async move {
+        while !is_so() {
+            clock.sleep(Duration::from_millis(100)).await;
+        }
+    };
+    platform.block_on(wait).unwrap();
+}
+
 fn pass(platform: &SimulatedPlatform, seconds: u64) {
     let sleeper = platform.clone();
     platform.block_on(async move { sleeper.sleep(Duration::from_secs(seconds)).await }).unwrap();

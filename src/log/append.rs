@@ -45,6 +45,9 @@ impl<P: Platform> Log<P> {
         if room > 0 {
             return Some(Ok(room));
         }
+        if state.stops_here(volume) {
+            return None;
+        }
         state.roll_wanted = true;
         drop(state);
         self.0.roll.notify();

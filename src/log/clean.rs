@@ -4,7 +4,7 @@
 //! puts a group into the open batch when the plan says that it is due, or when the segment cannot be sealed without it.
 //! **Rule 6:** at the instant of placing, a block is copied only if the index still points where it was read.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use futures_util::future::join_all;
 
@@ -31,6 +31,8 @@ struct Group {
     slot: Slot,
     candidates: VecDeque<Candidate>,
     data: Buffer,
+    /// Of [`Cleaner::round`].
+    round: u64,
 }
 
 /// Where the cleaner is.
@@ -48,6 +50,8 @@ pub(super) struct Cleaner {
     listing: bool,
     reading: usize,
     ready: VecDeque<Group>,
+    /// How often what had been listed was given up: groups that were being read then are listed again.
+    round: u64,
     /// Memory for the groups that there may be.
     spare: Vec<Buffer>,
 }
@@ -72,6 +76,7 @@ impl Cleaner {
             listing: false,
             reading: 0,
             ready: VecDeque::new(),
+            round: 0,
             spare: (0..COPY_GROUPS_AHEAD).map(|rank| memory.part(rank * bytes, bytes)).collect(),
         })
     }
@@ -87,10 +92,6 @@ impl Cleaner {
             return 0;
         }
         (self.share * f64::from(used) - self.copied).max(0.0) as u32
-    }
-
-    fn ready_blocks(&self) -> usize {
-        self.ready.iter().map(|group| group.candidates.len()).sum()
     }
 
     fn has_groups(&self) -> bool {
@@ -117,8 +118,13 @@ impl<P: Platform> Log<P> {
                     let slot = group.slot;
                     {
                         let mut state = self.0.state.borrow_mut();
-                        state.cleaner.reading -= 1;
-                        state.cleaner.ready.push_back(group);
+                        let cleaner = &mut state.cleaner;
+                        cleaner.reading -= 1;
+                        if group.round == cleaner.round {
+                            cleaner.ready.push_back(group);
+                        } else {
+                            cleaner.spare.push(group.data);
+                        }
                     }
                     self.reader_left(slot);
                 }
@@ -161,15 +167,21 @@ impl<P: Platform> Log<P> {
             }
         };
         {
-            let mut state = self.0.state.borrow_mut();
-            state.cleaner.listing = false;
+            let cleaner = &mut self.0.state.borrow_mut().cleaner;
+            cleaner.listing = false;
             // A new segment may have begun meanwhile, and with it a new plan.
             if let Ok(summary) = &summary
-                && state.cleaner.segment == segment
+                && cleaner.segment == segment
             {
+                let of_it = cleaner.ready.iter().filter(|group| group.segment == segment);
+                let candidates = of_it.flat_map(|group| &group.candidates);
+                let ready: HashMap<Block, Mapping> = candidates.map(|ready| (ready.block, ready.found)).collect();
                 let mappings = scan::mappings(summary, &self.0.volume.geometry, slot);
-                let listed = mappings.filter(|(_, _, mapping)| *mapping != Mapping::Unmapped);
-                state.cleaner.list = listed.map(|(entry, _, mapping)| (entry.block(), mapping)).collect();
+                let listed = mappings.map(|(entry, _, mapping)| (entry.block(), mapping));
+                let unread = |(block, mapping): &(Block, Mapping)| {
+                    *mapping != Mapping::Unmapped && ready.get(block) != Some(mapping)
+                };
+                cleaner.list = listed.filter(unread).collect();
             }
         }
         if let Err(error) = summary {
@@ -270,20 +282,24 @@ fn runs(candidates: &VecDeque<Candidate>) -> Vec<Run> {
 impl State {
     fn next_to_list(&self, volume: &Superblock) -> Option<(SegmentNumber, Slot)> {
         let cleaner = &self.cleaner;
-        let must = self.must_copy(volume) > 0;
-        let through = if must { self.leaving(volume)? } else { cleaner.limit };
-        if cleaner.share <= 0.0 && !must {
+        let must = self.must_copy(volume);
+        let through = if must > 0 { self.leaving(volume)? } else { cleaner.limit };
+        if cleaner.share <= 0.0 && must == 0 {
             return None;
         }
         let live = |(segment, info): (SegmentNumber, &super::SlotInfo)| {
             (info.live > 0 && segment <= through && info.life != super::Life::Current).then_some(segment)
         };
-        // The first with live blocks; or again the one just listed, when its groups are placed and some were missed.
+        // The first with live blocks; or again the one just listed, when its groups are read and some were missed.
+        let missed = match must {
+            0 => !cleaner.has_groups(),
+            must => cleaner.reading == 0 && self.ready_blocks(through) < must as usize,
+        };
         let next = self
             .table
             .segments()
             .filter_map(live)
-            .find(|segment| *segment > cleaner.segment || (!cleaner.has_groups() && cleaner.list.is_empty()))?;
+            .find(|segment| *segment > cleaner.segment || (missed && cleaner.list.is_empty()))?;
         Some((next, self.table.slot_of(next)?))
     }
 
@@ -317,12 +333,14 @@ impl State {
         }
         self.table.get_mut(slot).readers += 1;
         self.cleaner.reading += 1;
-        Some(Group { segment: self.cleaner.segment, slot, candidates, data })
+        Some(Group { segment: self.cleaner.segment, slot, candidates, data, round: self.cleaner.round })
     }
 
     /// Places what is due; whether anything was placed or thrown away.
     fn place_due(&mut self, volume: &Superblock) -> bool {
-        self.drop_outlived();
+        if self.drop_outlived() {
+            return true;
+        }
         let Some(group) = self.cleaner.ready.front() else { return false };
         let must = self.must_copy(volume);
         let leaving = self.leaving(volume);
@@ -332,8 +350,10 @@ impl State {
             return false;
         }
         let reserve = self.reserve(volume);
-        if hard && !self.head.fits_loosely(Promise { copies: must, control: reserve }) {
-            return self.place_densely(leaving, reserve);
+        if let Some(leaving) = leaving.filter(|_| hard)
+            && !self.head.fits_loosely(Promise { copies: must, control: reserve })
+        {
+            return self.place_densely(leaving, must as usize);
         }
         let want = group.candidates.len() as u32;
         if hard {
@@ -347,37 +367,56 @@ impl State {
         }
         // No room for copying ahead in this segment; what must be copied comes first.
         self.cleaner.share = 0.0;
-        self.give_way(leaving);
+        self.give_way(leaving.unwrap_or_default());
         true
     }
 
-    /// Drops the groups whose segment has left the primary since they were read: a block that is found at the same place
-    /// again is another one.
-    fn drop_outlived(&mut self) {
-        let Self { table, cleaner, .. } = self;
+    /// Live blocks of segments up to `through` that have been read.
+    fn ready_blocks(&self, through: SegmentNumber) -> usize {
+        let due = self.cleaner.ready.iter().filter(|group| group.segment <= through);
+        let is_live = |candidate: &&Candidate| self.index.get(candidate.block) == candidate.found;
+        due.flat_map(|group| &group.candidates).filter(is_live).count()
+    }
+
+    /// Drops the groups of which nothing is live any more, or whose segment has left the primary since they were read: a
+    /// block that is found at the same place again is another one. Whether there were any.
+    fn drop_outlived(&mut self) -> bool {
+        let before = self.cleaner.ready.len();
+        let Self { table, index, cleaner, .. } = self;
         let Cleaner { ready, spare, .. } = cleaner;
         ready.retain(|group| {
-            let there = table.slot_of(group.segment) == Some(group.slot);
+            let live = |candidate: &Candidate| index.get(candidate.block) == candidate.found;
+            let there = table.slot_of(group.segment) == Some(group.slot) && group.candidates.iter().any(live);
             if !there {
                 spare.push(group.data.clone());
             }
             there
         });
+        self.cleaner.ready.len() < before
     }
 
-    /// A segment that is nearly all live fits into another only in full batches: no header is spent on less.
-    fn place_densely(&mut self, leaving: Option<SegmentNumber>, reserve: u32) -> bool {
-        let cleaner = &self.cleaner;
-        let more = !cleaner.list.is_empty() || cleaner.listing;
-        let enough = cleaner.ready_blocks() >= BATCH_ENTRIES_MAX || cleaner.ready.len() >= COPY_GROUPS_AHEAD || !more;
-        if self.head.has_open() || cleaner.reading > 0 || !enough {
+    /// A segment that is nearly all live fits into another only in full batches: no header is spent on less. They may take
+    /// the reserve: the two blocks that writes always leave are over in the segment with the copies as well, for an open
+    /// entry and for the header that frees a slot.
+    fn place_densely(&mut self, leaving: SegmentNumber, must: usize) -> bool {
+        if self.head.has_open() || self.cleaner.reading > 0 {
             return false;
         }
+        let full = self.ready_blocks(leaving) >= must.min(BATCH_ENTRIES_MAX);
+        if !full && self.cleaner.ready.iter().any(|group| group.segment > leaving) {
+            self.give_way(leaving);
+            return true;
+        }
+        if !full && self.cleaner.ready.len() < COPY_GROUPS_AHEAD {
+            return false;
+        }
+        // Those that were read ahead may have come between.
+        self.cleaner.ready.make_contiguous().sort_by_key(|group| group.segment);
         let mut placed = false;
         while let Some(group) = self.cleaner.ready.front()
-            && Some(group.segment) <= leaving
+            && group.segment <= leaving
         {
-            let room = self.head.room(group.candidates.len() as u32, Promise { copies: 0, control: reserve });
+            let room = self.head.room(group.candidates.len() as u32, Promise::default());
             if room == 0 {
                 break;
             }
@@ -387,15 +426,16 @@ impl State {
         placed
     }
 
-    /// Throws away the groups that were read ahead, so that those that are due can be read.
-    fn give_way(&mut self, leaving: Option<SegmentNumber>) {
+    /// Throws away the groups that were read ahead, so that those up to `leaving`, which are due, can be read.
+    fn give_way(&mut self, leaving: SegmentNumber) {
         let (due, ahead) =
-            std::mem::take(&mut self.cleaner.ready).into_iter().partition(|group| Some(group.segment) <= leaving);
+            std::mem::take(&mut self.cleaner.ready).into_iter().partition(|group| group.segment <= leaving);
         self.cleaner.ready = due;
         let ahead: VecDeque<Group> = ahead;
         self.cleaner.spare.extend(ahead.into_iter().map(|group| group.data));
         self.cleaner.segment = SegmentNumber(0);
         self.cleaner.list.clear();
+        self.cleaner.round += 1;
     }
 
     /// Places up to `count` blocks of the first group, those that are still where they were read.

@@ -30,6 +30,13 @@ impl Promise {
     fn batches(self) -> u32 {
         if self.copies == 0 { 0 } else { 2 * self.copies.div_ceil(COPY_GROUP_BLOCKS as u32) + 2 }
     }
+
+    /// Whether it fits into a segment that has nothing else.
+    pub fn fits_alone(self, geometry: &Geometry) -> bool {
+        let (batches, entries) = (self.batches() + self.control, self.copies + self.control);
+        let blocks = 1 + self.copies + batches;
+        blocks + summary_blocks(batches as usize, entries as usize, 0) <= geometry.segment_blocks
+    }
 }
 
 /// A batch that has been closed: what to write, and where.

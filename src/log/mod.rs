@@ -42,7 +42,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use crate::archive::{Fill, Packing, Store};
-use crate::format::{Checksum, Entry, Position, SegmentNumber, Superblock, SynchMark};
+use crate::format::{BLOCK_BYTES, Checksum, Entry, Position, SegmentNumber, Superblock, SynchMark};
 use crate::index::Index;
 use crate::io::{Buffer, Platform, Signal};
 pub use agree::{ArchiveEnds, ArchiveFound, Disagreement, WholeSegments, look_at_archive, tail_agrees};
@@ -263,6 +263,12 @@ impl<P: Platform> Log<P> {
         }
     }
 
+    /// Whether writes have no slot to go on to.
+    pub fn is_out_of_slots(&self) -> bool {
+        let state = self.0.state.borrow();
+        state.table.free_slots() == 0 || state.stops_here(&self.0.volume)
+    }
+
     /// What has stopped the log.
     pub fn stopped(&self) -> Option<Arc<str>> {
         self.0.state.borrow().stopped.clone()
@@ -378,8 +384,25 @@ impl State {
     /// Room of the current segment that a user's write must leave.
     fn promise(&self, volume: &Superblock) -> Promise {
         // With no slot to go on to, synch events must find room for as long as the store is away.
-        let last = if self.table.free_slots() == 0 { volume.geometry.segment_blocks / 8 } else { 0 };
-        Promise { copies: self.must_copy(volume), control: (self.reserve(volume) + 2).max(last) }
+        let last = self.table.free_slots() == 0 || self.stops_here(volume);
+        let synchs = if last { volume.geometry.segment_blocks / 8 } else { 0 };
+        Promise { copies: self.must_copy(volume), control: (self.reserve(volume) + 2).max(synchs) }
+    }
+
+    /// Whether writes wait in this segment rather than take the last slot: the copies that must go into the next one would
+    /// leave synch events no room there, and they have some here.
+    fn stops_here(&self, volume: &Superblock) -> bool {
+        let geometry = &volume.geometry;
+        let is_last = self.table.free_slots() == 1 && geometry.slots > geometry.working_set + 2;
+        // Only what has begun lets the slot go that left the working set with it.
+        if !is_last || self.head.last_position() < self.head.header.first_position {
+            return false;
+        }
+        let leaving_next = self.leaving(volume).map_or(SegmentNumber(0), |segment| segment.plus(1));
+        let copies = self.table.live_through(leaving_next);
+        let next = Promise { copies, control: geometry.segment_blocks / 8 };
+        let here = Promise { copies: self.must_copy(volume), control: 2 };
+        !next.fits_alone(geometry) && self.head.room_for_control(1, BLOCK_BYTES, here)
     }
 
     /// Room of the current segment that copies, trims and synch events must leave: none while there is a slot to go on to,

@@ -61,7 +61,8 @@ impl<P: Platform> Log<P> {
 
 impl State {
     fn may_roll(&self, volume: &Superblock) -> bool {
-        self.roll_wanted && !self.head.has_open() && self.table.free_slots() > 0 && self.must_copy(volume) == 0
+        let free = self.table.free_slots() > 0 && !self.stops_here(volume);
+        self.roll_wanted && !self.head.has_open() && free && self.must_copy(volume) == 0
     }
 
     fn roll(&mut self, volume: &Superblock, buffer: Buffer, wall_ns: i64, now: std::time::Duration) -> Sealed {

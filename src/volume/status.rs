@@ -130,7 +130,7 @@ impl<P: Platform> Volume<P> {
         let counters = log.counters();
         let window = self.window();
         let (completed, durable) = log.positions();
-        let (segments, mapped, free) = log.look(|index, table| (counts(table), index.mapped(), table.free_slots()));
+        let (segments, mapped) = log.look(|index, table| (counts(table), index.mapped()));
         let user = counters.user_blocks.max(1) as f64;
         let logged = counters.user_blocks + counters.copied_blocks + counters.overhead_blocks;
         let ratio = counters.archived_image_bytes as f64 / counters.archived_bytes.max(1) as f64;
@@ -138,7 +138,7 @@ impl<P: Platform> Volume<P> {
             name: volume.name.clone(),
             uuid: volume.uuid.to_string(),
             device: None,
-            state: self.state(free).to_owned(),
+            state: self.state().to_owned(),
             at: None,
             size_bytes: bytes(geometry.volume_blocks),
             block_size: BLOCK_BYTES as u64,
@@ -180,13 +180,13 @@ impl<P: Platform> Volume<P> {
         Some((self.0.archived_from_ns.map_or(oldest, |archived| archived.min(oldest)), newest))
     }
 
-    fn state(&self, free_slots: usize) -> &'static str {
+    fn state(&self) -> &'static str {
         let log = &self.0.log;
         if self.0.read_only {
             "read-only"
         } else if log.stopped().is_some() {
             "stopped"
-        } else if free_slots == 0 && log.archive_state(|archive| archive.trouble.is_some()) {
+        } else if log.is_out_of_slots() && log.archive_state(|archive| archive.trouble.is_some()) {
             "waiting"
         } else if log.is_throttling() {
             "throttled"
