@@ -422,14 +422,15 @@ impl Source {
         let mut best = None;
         while low < high {
             let middle = low + (high - low) / 2;
-            let mut readable = None;
+            let (mut readable, mut denied) = (None, false);
             for at in (low..=middle).rev() {
                 match self.read_at(numbers[at]) {
                     Ok(Some(found)) => {
                         readable = Some((at, found));
                         break;
                     }
-                    Err(error) if error.is_of_store() => return Err(error),
+                    // One may lie on a bad sector; a store that is away is not asked for everything it has.
+                    Err(error) if error.is_of_store() && std::mem::replace(&mut denied, true) => return Err(error),
                     Ok(None) | Err(_) => {}
                 }
             }
@@ -481,15 +482,21 @@ impl Source {
         unread.map_or(Ok(()), Err)
     }
 
-    /// A segment, in the chain with the next one if it can be.
+    /// A segment; when several things could be it, the one in the chain with the next, if there is one.
     fn read_at(&self, segment: SegmentNumber) -> Result<Option<Located>, HistoryError> {
+        let found = self.locate(segment, None);
+        if let Ok(Some(located)) = &found
+            && self.is_alone(&located.summary)
+        {
+            return found;
+        }
         let successor = match self.locate(segment.plus(1), None) {
             Err(error) if error.is_of_store() => return Err(error),
             next => next.ok().flatten().map(|next| next.summary.predecessor),
         };
         match self.locate(segment, successor) {
-            Ok(Some(found)) => Ok(Some(found)),
-            _ => self.locate(segment, None),
+            Ok(Some(chained)) => Ok(Some(chained)),
+            _ => found,
         }
     }
 }

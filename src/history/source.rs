@@ -150,6 +150,12 @@ impl Source {
         self.objects.borrow().get(&segment).cloned().unwrap_or_default()
     }
 
+    /// Whether nothing else is there that could be the segment of `summary`, going by names alone.
+    pub(super) fn is_alone(&self, summary: &Summary) -> bool {
+        let slots = self.primary.as_ref().and_then(|view| view.slots.found.get(&summary.segment)).map_or(0, Vec::len);
+        slots <= 1 && self.archived(summary.segment).iter().all(|archived| archived.epoch() == summary.epoch)
+    }
+
     /// Whether `segment` is in a slot of the primary.
     pub(super) fn is_here(&self, segment: SegmentNumber) -> bool {
         self.primary.as_ref().is_some_and(|view| view.slots.found.contains_key(&segment))
