@@ -350,6 +350,26 @@ fn labelled(seed: u64) -> Option<Rig> {
 const FUTURE: &str = "2999-01-01T00:00:00Z";
 
 #[test]
+fn what_cannot_be_had_has_neighbours() {
+    let Some(rig) = labelled(30) else { return };
+    let source = Source::open_spec(&rig.spec).unwrap();
+    let points = source.points().unwrap().points;
+    let (before, after) = (&points[10], &points[11]);
+    let both = format!(
+        "the nearest points are {} ({:?}, {}) before and {} ({:?}, {}) after",
+        before.id, before.label, before.time, after.id, after.label, after.time
+    );
+    for between in [format!("p{}", before.position + 1), (before.position + 1).to_string()] {
+        assert_eq!(source.nearest(&between).as_ref(), Some(&both));
+    }
+    let first = source.nearest("1970-01-01T00:00:00Z").unwrap();
+    assert!(first.contains(&points[0].id) && first.ends_with("after") && !first.contains("before"), "{first}");
+    let last = source.nearest(FUTURE).unwrap();
+    assert!(last.contains(&points.last().unwrap().id) && last.ends_with("before"), "{last}");
+    assert_eq!(source.nearest("nobody"), None, "nothing says when that was");
+}
+
+#[test]
 fn nobody_gets_an_older_state_than_he_asked_for() {
     let Some(rig) = labelled(30) else { return };
     let open = || Source::open_spec(&rig.spec).unwrap();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rig::{BLOCKS, Model, Rig, WORKING_SET, content};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Block};
-use salvol::history::{HistoryError, Past, Source, Writable};
+use salvol::history::{HistoryError, Past, Scene, Source, Writable};
 use salvol::io::Buffer;
 use salvol::io::simulated::{SimulatedDisk, SimulatedPlatform};
 use salvol::volume::{Operation, Request, RequestError, Serve};
@@ -26,7 +26,7 @@ struct Seen {
 impl Seen {
     fn open(source: &Source, at: &str, writable: &Writable) -> Result<Self, HistoryError> {
         let machine = SimulatedPlatform::new(1, SimulatedDisk::new(BLOCK_BYTES as u64));
-        let past = Past::open(machine.clone(), source, source.resolve(at)?, writable, format!("v@{at}"))?;
+        let past = Past::open(machine.clone(), Scene::new(source, source.resolve(at)?)?, writable, format!("v@{at}"))?;
         Ok(Self { machine, past })
     }
 

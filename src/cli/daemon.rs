@@ -108,9 +108,10 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     })?;
     let device = live.path();
     let path = runs.socket(&name);
+    let primary = arguments.view.is_none().then(|| arguments.primary.clone());
     let daemon =
         Daemon { runs, name: name.clone(), mailbox: Arc::clone(&mailbox), orders, is_view: arguments.view.is_some() };
-    let socket = match Socket::listen(&path, group, device.display().to_string(), mailbox, sender) {
+    let socket = match Socket::listen(&path, group, device.display().to_string(), primary, mailbox, sender) {
         Ok(socket) => socket,
         Err(error) => {
             let failure = Failure::new(format_args!("{}: {error}", path.display()));

@@ -23,6 +23,7 @@ mod primary;
 mod rebuild;
 mod recover;
 mod restore;
+mod rollback;
 mod running;
 mod status;
 mod synch;
@@ -73,6 +74,7 @@ enum Verb {
     FreezeHelper(marking::FreezeHelper),
     Points(points::Arguments),
     Restore(restore::Arguments),
+    Rollback(rollback::Arguments),
     Check(check::Arguments),
     Verify(verify::Arguments),
     Dump(dump::Arguments),
@@ -128,6 +130,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::FreezeHelper(arguments) => marking::freeze_helper(&arguments),
         Verb::Points(arguments) => points::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
+        Verb::Rollback(arguments) => rollback::run(&arguments, manner),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments, manner),
         Verb::Dump(arguments) => dump::run(&arguments),

@@ -10,7 +10,7 @@ use salvol::ublk::{self, PastSource, What};
 use super::attach::{Arguments, in_background, refuse_if_attached};
 use super::daemon::{self, Ready};
 use super::parse::Source;
-use super::points::failure;
+use super::points::{failure, failure_at};
 use super::primary::canonical;
 use super::running::find;
 use super::{Failure, Manner, Outcome, table};
@@ -26,7 +26,7 @@ pub(crate) fn run(mut arguments: Arguments, manner: Manner) -> Outcome {
     let source = source(&arguments.primary)?;
     let past = source.open().map_err(failure)?;
     let text = arguments.at.clone().unwrap_or_default();
-    let moment = past.resolve(&text).map_err(failure)?;
+    let moment = past.resolve(&text).map_err(|error| failure_at(&past, &text, error))?;
     let volume = past.volume();
     if volume.backing == "none" {
         manner.note(format_args!(
@@ -73,8 +73,7 @@ fn called(text: &str, moment: &Moment, volume: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-:+".contains(c);
     match &moment.mark {
         _ if text != "latest" && volume.len() + text.len() <= NAME_BYTES && text.chars().all(plain) => text.to_owned(),
-        Some(mark) => format!("p{}", mark.point),
-        None => moment.position.to_string(),
+        _ => moment.name(),
     }
 }
 

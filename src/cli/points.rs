@@ -65,6 +65,14 @@ pub(super) fn open(text: &str) -> Result<History, Failure> {
     .map_err(failure)
 }
 
+/// The same, of the moment in `past` that `text` names: says what is near when it cannot be had.
+pub(super) fn failure_at(past: &History, text: &str, error: HistoryError) -> Failure {
+    match past.nearest(text).filter(|_| error.is_no_point()) {
+        Some(nearest) => Failure::no_point(format_args!("{error}; {nearest}")),
+        None => failure(error),
+    }
+}
+
 /// The exit code that an error of the past deserves.
 pub(super) fn failure(error: HistoryError) -> Failure {
     if error.is_usage() {

@@ -12,7 +12,7 @@ use salvol::history::{Interrupt, Progress, RestoreOptions, RestoreReport, restor
 
 use super::file::refuse_device_name;
 use super::parse::Size;
-use super::points::{failure, open};
+use super::points::{failure_at, open};
 use super::{Failure, Outcome, table};
 
 /// Damaged blocks that are named one by one.
@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     stop_on_signals(&stop)?;
     let source = open(&arguments.source)?;
     refuse_itself(source.volume(), &arguments.to)?;
-    let moment = source.resolve(&arguments.at).map_err(failure)?;
+    let moment = source.resolve(&arguments.at).map_err(|error| failure_at(&source, &arguments.at, error))?;
     // With --quiet only errors are logged.
     let quiet = !log::log_enabled!(log::Level::Warn);
     if !quiet {
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let progress = if draws { Progress::bar() } else { Progress::none() };
     let options = RestoreOptions { force: arguments.force, stop: Arc::clone(&stop), ..RestoreOptions::default() };
     let report = restore_with(&source, &moment, &arguments.to, &options, &progress).map_err(|error| {
-        let failure = failure(error);
+        let failure = failure_at(&source, &arguments.at, error);
         match stop.asked() {
             Some(signal) => Failure::reported(128 + signal as u8, &failure.to_string()),
             None => failure,

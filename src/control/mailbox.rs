@@ -9,15 +9,14 @@ use std::sync::{Mutex, PoisonError, Weak};
 use std::task::{Poll, Waker};
 
 use crate::format::{Position, SegmentNumber, SynchMark};
-use crate::history::{Past, PointInfo, Whereabouts, check_label};
+use crate::history::{Past, PointInfo, Scene, Whereabouts, Writable, check_label};
 use crate::io::Platform;
-use crate::volume::{Point, Status, Volume};
+use crate::volume::{Point, RolledBack, Status, Volume};
 
 /// Messages that may wait. There are fewer connections than this.
 const MESSAGES_MAX: usize = 64;
 
 /// What the owner can be asked. An answer's sender that is dropped means that the volume is going away.
-#[derive(Debug)]
 pub enum Message {
     Status {
         answer: Sender<Status>,
@@ -35,6 +34,11 @@ pub enum Message {
         answer: Sender<Result<(), String>>,
         /// Gone when nobody waits for the answer any more.
         asker: Weak<()>,
+    },
+    /// Make the volume what it was.
+    RollBack {
+        scene: Box<Scene>,
+        answer: Sender<Result<RolledBack, String>>,
     },
     /// Fail the writes that wait for space.
     FailWaiting,
@@ -122,6 +126,12 @@ pub trait Attended: Clone + 'static {
     /// Why that will not be, for people.
     fn archived(&self, position: Position, wants: impl Fn() -> bool) -> impl Future<Output = Result<(), String>>;
 
+    /// Makes the volume what it was in `scene`.
+    ///
+    /// # Errors
+    /// Why it is not, for people.
+    fn roll_back(&self, platform: impl Platform, scene: Scene) -> impl Future<Output = Result<RolledBack, String>>;
+
     /// Fails the writes that wait for space.
     fn fail_waiting(&self);
 }
@@ -141,6 +151,13 @@ impl<P: Platform> Attended for Volume<P> {
         self.archived_while(position, wants).await.map_err(|error| error.to_string())
     }
 
+    async fn roll_back(&self, platform: impl Platform, scene: Scene) -> Result<RolledBack, String> {
+        let (to, needs_from) = (scene.moment().position, scene.oldest_needed());
+        let mark = format!("before rollback to {}", scene.moment().name());
+        let past = Past::open(platform, scene, &Writable::No, String::new()).map_err(|error| error.to_string())?;
+        self.roll_back(&past, to, needs_from, mark).await.map_err(|error| error.to_string())
+    }
+
     fn fail_waiting(&self) {
         self.fail_waiting();
     }
@@ -157,6 +174,10 @@ impl<P: Platform> Attended for Past<P> {
 
     async fn archived(&self, _position: Position, _wants: impl Fn() -> bool) -> Result<(), String> {
         Err("a view of the past archives nothing".to_owned())
+    }
+
+    async fn roll_back(&self, _platform: impl Platform, _scene: Scene) -> Result<RolledBack, String> {
+        Err("a view of the past stays what it is".to_owned())
     }
 
     fn fail_waiting(&self) {}
@@ -185,6 +206,13 @@ pub async fn attend<P: Platform>(
                 let served = served.clone();
                 platform.spawn(async move {
                     let _ = answer.send(served.archived(position, || asker.strong_count() > 0).await);
+                });
+            }
+            Message::RollBack { scene, answer } => {
+                let (served, platform) = (served.clone(), platform.clone());
+                let machine = platform.clone();
+                platform.spawn(async move {
+                    let _ = answer.send(served.roll_back(machine, *scene).await);
                 });
             }
             Message::FailWaiting => served.fail_waiting(),

@@ -6,6 +6,7 @@
 //! {"command":"synch","label":"before upgrade","wait":"durable"}    {"ok":{"id":"p42","position":1234,...}}
 //! {"command":"archived","position":1234}                           {"ok":{"position":1234}}
 //! {"command":"report","agent":{"name":"pg"},"error":"no server"}   {"ok":{}}
+//! {"command":"rollback","to":"p42"}                                {"ok":{"before":"p99","position":1234,"bytes":40960}}
 //! {"command":"detach","force":false}                               {"error":"mounted at /mnt"}
 //! ```
 //!
@@ -43,6 +44,10 @@ pub enum Request {
     Report {
         agent: AgentName,
         error: String,
+    },
+    /// Answered when the volume is what it was at the moment `to`, a POINT. Requests wait meanwhile.
+    Rollback {
+        to: String,
     },
     Detach {
         #[serde(default)]
@@ -123,6 +128,8 @@ mod tests {
         assert_eq!(report, Ok(Request::Report { agent, error: "no server".into() }));
         let archived = Request::parse(br#"{"command":"archived","position":1234}"#);
         assert_eq!(archived, Ok(Request::Archived { position: 1234 }));
+        let rollback = Request::parse(br#"{"command":"rollback","to":"p42"}"#);
+        assert_eq!(rollback, Ok(Request::Rollback { to: "p42".into() }));
         assert_eq!(Request::parse(br#"{"command":"detach","force":true}"#), Ok(Request::Detach { force: true }));
     }
 

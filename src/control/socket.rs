@@ -17,8 +17,9 @@ use serde_json::Value;
 use super::agents::Agents;
 use super::protocol::{self, AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
 use super::{Mailbox, Message};
-use crate::format::Position;
-use crate::history::PointInfo;
+use crate::format::{BLOCK_BYTES, Position};
+use crate::history::{PointInfo, Scene, Source};
+use crate::volume::RolledBack;
 
 /// Connections at a time. Agents keep one each; more than this is somebody's mistake.
 const CONNECTIONS_MAX: usize = 32;
@@ -51,6 +52,8 @@ struct Desk {
     mailbox: Arc<Mailbox>,
     orders: Sender<Order>,
     device: String,
+    /// The primary of a volume; a view of the past has none of its own.
+    primary: Option<PathBuf>,
     connections: AtomicUsize,
     /// Requests that have no reply yet.
     busy: AtomicUsize,
@@ -66,6 +69,7 @@ impl Socket {
         path: &Path,
         group: Option<u32>,
         device: String,
+        primary: Option<PathBuf>,
         mailbox: Arc<Mailbox>,
         orders: Sender<Order>,
     ) -> io::Result<Self> {
@@ -85,7 +89,7 @@ impl Socket {
         fs::set_permissions(&aside, fs::Permissions::from_mode(mode))?;
         fs::rename(&aside, path)?;
         let (connections, busy) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let desk = Arc::new(Desk { mailbox, orders, device, connections, busy, agents: Agents::default() });
+        let desk = Arc::new(Desk { mailbox, orders, device, primary, connections, busy, agents: Agents::default() });
         let its_desk = Arc::clone(&desk);
         std::thread::Builder::new().name("control".to_owned()).spawn(move || accept(&listener, &its_desk))?;
         Ok(Self { path: path.to_owned(), desk })
@@ -206,6 +210,11 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
             desk.agents.note(&agent, Err(&error));
             Ok(serde_json::json!({}))
         }
+        Request::Rollback { to } => {
+            let RolledBack { before, position, blocks } = roll_back(&to, desk)?;
+            let bytes = blocks * BLOCK_BYTES as u64;
+            Ok(serde_json::json!({ "before": format!("p{before}"), "position": position.0, "bytes": bytes }))
+        }
         Request::Detach { force } => {
             let (sender, receiver) = channel();
             desk.orders.send(Order::Detach { force, answer: sender }).map_err(|_| gone())?;
@@ -233,6 +242,18 @@ fn mark(
         desk.agents.note(agent, marked.as_ref().map_err(String::as_str));
     }
     marked
+}
+
+/// Has the volume made what it was. It goes on with that although the asker may be gone: what has begun must end.
+fn roll_back(to: &str, desk: &Desk) -> Result<RolledBack, String> {
+    let primary = desk.primary.as_ref().ok_or("a view of the past stays what it is")?;
+    let look = || Source::open_primary(primary).and_then(|source| Scene::new(&source, source.resolve(to)?));
+    let scene = Box::new(look().map_err(|error| error.to_string())?);
+    let (sender, receiver) = channel();
+    if !desk.mailbox.send(Message::RollBack { scene, answer: sender }) {
+        return Err(gone());
+    }
+    receiver.recv().unwrap_or_else(|_| Err(gone()))
 }
 
 /// Waits until everything up to `position` is in the store.

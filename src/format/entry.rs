@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Block, FormatError};
+use super::{Block, FormatError, Position};
 
 /// What an entry says. The numbers are the format; unused ones are reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,9 +25,10 @@ pub enum EntryKind {
     Open = 7,
     /// The volume was closed cleanly.
     Close = 8,
-    /// Reserved for rollback: what follows up to the commit happens at once.
+    /// The volume returns to an earlier position: what follows up to the commit happens at once. Again at the start of each
+    /// segment that begins before the commit.
     RollbackBegin = 9,
-    /// Reserved for rollback.
+    /// The volume is what it was at that position.
     RollbackCommit = 10,
     /// Nothing happened; the batch carries only its header's claims.
     Noop = 11,
@@ -117,6 +118,16 @@ impl Entry {
         Self::new(EntryKind::Close, 0, 0)
     }
 
+    /// A rollback to the position `to`, which began `since` batches before this one.
+    pub fn rollback_begin(to: Position, since: u32) -> Self {
+        Self::new(EntryKind::RollbackBegin, to.0, since)
+    }
+
+    /// The end of the rollback to the position `to`.
+    pub fn rollback_commit(to: Position) -> Self {
+        Self::new(EntryKind::RollbackCommit, to.0, 0)
+    }
+
     /// Nothing.
     pub fn noop() -> Self {
         Self::new(EntryKind::Noop, 0, 0)
@@ -139,6 +150,16 @@ impl Entry {
     /// The number of a synch entry's point.
     pub fn point(&self) -> u64 {
         self.block.get()
+    }
+
+    /// The position to which a rollback returns.
+    pub fn rollback_to(&self) -> Position {
+        Position(self.block.get())
+    }
+
+    /// How many batches before the entry's own the rollback began.
+    pub fn rollback_since(&self) -> u32 {
+        self.value.get()
     }
 
     /// CRC32C of the entry's data block.

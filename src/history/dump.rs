@@ -379,7 +379,7 @@ fn batch_dump(batch: &ParsedBatch, data: &[u8]) -> BatchDump {
         let mut dumped = EntryDump {
             kind: kind.word(),
             block: entry.block().0,
-            count: matches!(kind, EntryKind::Trim | EntryKind::Zero).then(|| entry.count()),
+            count: matches!(kind, EntryKind::Trim | EntryKind::Zero | EntryKind::RollbackBegin).then(|| entry.count()),
             crc: None,
             offset: None,
             damaged: false,

@@ -96,12 +96,15 @@ impl Display for EntryDump {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         write!(f, "    {}", self.kind)?;
         match self.kind {
-            "close" | "noop" | "rollback-begin" | "rollback-commit" => {}
+            "close" | "noop" => {}
+            "rollback-begin" | "rollback-commit" => write!(f, " to position {}", self.block)?,
             "synch" => write!(f, " p{}", self.block)?,
             "open" => write!(f, " epoch {}", self.block)?,
             _ => write!(f, " {}", self.block)?,
         }
-        if let Some(count) = self.count {
+        if let (Some(since), "rollback-begin") = (self.count, self.kind) {
+            write!(f, ", {since} batches ago")?;
+        } else if let Some(count) = self.count {
             write!(f, "+{count}")?;
         }
         if let (Some(crc), Some(offset)) = (&self.crc, self.offset) {

@@ -51,7 +51,7 @@ pub use dump::{
 };
 pub use error::HistoryError;
 pub use interrupt::Interrupt;
-pub use past::{Past, Writable};
+pub use past::{Past, Scene, Writable};
 pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts, check_label};
 pub use progress::Progress;
 pub use rebuild::{GivenUp, RebuildOptions, RebuildPlan, RebuildReport};

@@ -10,6 +10,7 @@ use super::source::{Located, Summaries};
 use super::text::{lacks_offset, parse_time, rfc3339};
 use super::{HistoryError, Source};
 use crate::format::{BatchRecord, Checksum, Position, SegmentNumber, Summary, SynchMark};
+use crate::log::Rollback;
 
 /// Segments whose summaries are read together.
 const READ_AHEAD: usize = 32;
@@ -117,6 +118,16 @@ pub struct Moment {
     pub consistency: Consistency,
     /// The mark, when it is a synch point.
     pub mark: Option<SynchMark>,
+}
+
+impl Moment {
+    /// What it can be asked for by, shortly: `p42`, or the position.
+    pub fn name(&self) -> String {
+        match &self.mark {
+            Some(mark) => format!("p{}", mark.point),
+            None => self.position.to_string(),
+        }
+    }
 }
 
 impl std::fmt::Display for Moment {
@@ -277,6 +288,28 @@ impl Source {
         found.map_err(|error| self.judged(error.plain()))
     }
 
+    /// The synch points that can be restored before and after what `text` names, for a person who cannot have that. None when
+    /// it says nothing of when that was, or there are no such points.
+    pub fn nearest(&self, text: &str) -> Option<String> {
+        let position = number(text.strip_prefix('p').unwrap_or(text));
+        let time_ns = parse_time(text);
+        let is_before = |point: &PointInfo| match position {
+            Some(position) => point.position < position,
+            None => parse_time(&point.time) < time_ns,
+        };
+        position.or(time_ns.map(|_| 0))?;
+        let points = self.points().ok()?.points;
+        let (before, after) = points.split_at(points.partition_point(is_before));
+        let describe = |point: &PointInfo, side: &str| match point.label.as_str() {
+            "" => format!("{} ({}) {side}", point.id, point.time),
+            label => format!("{} ({label:?}, {}) {side}", point.id, point.time),
+        };
+        let sides =
+            [before.last().map(|point| describe(point, "before")), after.first().map(|point| describe(point, "after"))];
+        let sides: Vec<String> = sides.into_iter().flatten().collect();
+        (!sides.is_empty()).then(|| format!("the nearest points are {}", sides.join(" and ")))
+    }
+
     fn find(&self, text: &str) -> Result<Moment, HistoryError> {
         if text.is_empty() {
             let what = "an empty POINT: give the id of a point, its label, `latest`, a time or a log position";
@@ -380,7 +413,7 @@ impl Source {
         };
         let last = found.summary.last_position();
         if position <= last {
-            return Ok(moment(&found.summary, position));
+            return self.settled(&found.summary, position, text);
         }
         match self.next(&found, position)? {
             Some(_) => Err(HistoryError::Chain { segment: found.summary.segment }),
@@ -403,7 +436,15 @@ impl Source {
             // What came next may have been before that time as well.
             self.next(&found, position.next())?;
         }
-        Ok(moment(summary, position))
+        self.settled(summary, position, text)
+    }
+
+    /// The moment at `position` of a segment. While a rollback was under way the volume was what it was before.
+    fn settled(&self, summary: &Summary, position: Position, text: &str) -> Result<Moment, HistoryError> {
+        match Rollback::at(summary, position) {
+            Some(rollback) if rollback.begin > Position(1) => self.at_position(rollback.begin.previous(), text),
+            _ => Ok(moment(summary, position)),
+        }
     }
 
     fn archive_note(&self) -> String {

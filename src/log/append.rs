@@ -108,7 +108,7 @@ impl<P: Platform> Log<P> {
         .await
     }
 
-    async fn control<T>(
+    pub(super) async fn control<T>(
         &self,
         data: u32,
         synch_bytes: usize,

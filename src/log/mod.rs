@@ -30,6 +30,7 @@ mod plan;
 mod repair;
 pub mod replay;
 mod roll;
+mod rollback;
 pub mod scan;
 mod table;
 mod trouble;
@@ -53,6 +54,7 @@ use limits::{KEPT_AT_CLOSE, control_reserve};
 pub use pace::Archiving;
 use pace::{Ladder, Pace};
 use parts::Parts;
+pub use rollback::Rollback;
 pub use table::{Life, SlotInfo, Table};
 pub use trouble::Trouble;
 
@@ -156,6 +158,8 @@ struct State {
     last_time_ns: i64,
     /// Somebody waits for more room than the segment has.
     roll_wanted: bool,
+    /// What is placed belongs to it.
+    rollback: Option<Rollback>,
     stopped: Option<Arc<str>>,
     closing: bool,
     fail_waiting: bool,

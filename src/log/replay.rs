@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::limits::MISSING_LEAVE;
 use super::scan::{self, Found, Headers, ScanError};
 use super::{
-    ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, State, Table,
+    ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, Rollback, State, Table,
     WholeSegments,
 };
 use crate::archive::Store;
@@ -461,6 +461,7 @@ fn state(
         flushes: Flushes::default(),
         last_time_ns,
         roll_wanted: false,
+        rollback: None,
         stopped: None,
         closing: false,
         fail_waiting: false,
@@ -545,12 +546,18 @@ async fn rebuild<D: Device>(
     adopt_missing(device, volume, &mut rebuilt.table, &tail, archived).await;
     let Rebuilt { index, table, points, last_time_ns } = rebuilt;
     let open = head.header.segment;
+    let rollback = Rollback::at(&tail.walk.summary, tail.walk.summary.last_position());
     let missing =
         || table.segments().filter(|(segment, info)| *segment <= archived.through.min(open.minus(1)) && !info.archived);
     let through = missing().next().map_or(archived.through.min(open.minus(1)), |(segment, _)| segment.minus(1));
     let again = missing().count();
     let mut state = state(index, table, head, tail.durable, through, points, last_time_ns)?;
     state.eventful = state.completed;
+    state.rollback = rollback;
+    if state.head.last_position() < state.head.header.first_position {
+        // A segment that begins in a rollback says so.
+        state.note_rollback();
+    }
     if let Some(whole) = &archived.whole {
         state.report_missing(volume, again, whole);
     }

@@ -96,6 +96,7 @@ impl State {
             self.table.leave_working_set(leaving);
         }
         self.roll_wanted = false;
+        self.note_rollback();
         self.drop_buffers(volume.archive_at);
         self.plan_cleaning(volume);
         Sealed { slot: old, place, summary: bytes, next_first }

@@ -21,9 +21,10 @@ use super::tags::{Descriptor, Tags};
 use crate::archive::{self, Store};
 use crate::control::{Mailbox, Order, attend, read_superblock};
 use crate::format::Superblock;
-use crate::history::{Past, Writable};
+use crate::history::{HistoryError, Past, Scene, Source, Writable};
 use crate::io::{Platform, Primary, UringDevice, UringPlatform, is_temporary};
-use crate::volume::{OpenOptions, Request, RequestError, Serve, Volume};
+use crate::log::Rollback;
+use crate::volume::{OpenOptions, Request, RequestError, RollbackLease, Serve, Volume};
 
 /// What the owner is told when it is born.
 pub(super) struct Plan {
@@ -53,6 +54,8 @@ pub(super) struct Opened {
     pub(super) read_only: bool,
     /// To be told which device it must not be on.
     pub(super) store: OurStore,
+    /// What a rollback of it needs of the store.
+    pub(super) lease: RollbackLease,
     /// When it is a view of the past.
     pub(super) view: Option<Shown>,
 }
@@ -149,12 +152,14 @@ fn open(plan: &Plan) -> Result<(OurPlatform, Served, Opened), ServerError> {
             let platform = UringPlatform::new(ring, 1).map_err(ServerError::Ring)?;
             let source = source.open()?;
             let moment = source.resolve(at)?;
-            let past = Past::open(platform.clone(), &source, moment.clone(), writable, name.clone())?;
+            let scene = Scene::new(&source, moment.clone())?;
+            let past = Past::open(platform.clone(), scene, writable, name.clone())?;
             let opened = Opened {
                 superblock: Box::new(past.superblock().clone()),
                 blocks: past.blocks(),
                 read_only: *writable == Writable::No,
                 store: None,
+                lease: RollbackLease::default(),
                 view: Some(Shown { at: moment.to_string(), needs_from: past.oldest_needed() }),
             };
             Ok((platform, Served::Past(past), opened))
@@ -180,15 +185,56 @@ fn open_volume(
     let store = archive::PatientStore::new(spec, superblock).map(|store| Arc::new(store) as Arc<dyn Store>);
     let volume = Volume::open(platform.clone(), device, store.clone(), open.clone());
     let volume = platform.block_on(volume).map_err(ServerError::Ring)??;
+    let lease = volume.rollback_lease();
+    if let Some(store) = &store {
+        let lease = lease.clone();
+        store.lease(Arc::new(move || lease.needs_from()));
+    }
+    if let Some(unfinished) = volume.unfinished_rollback() {
+        finish(&platform, path, &volume, unfinished)?;
+    }
     let superblock = volume.superblock().clone();
     let opened = Opened {
         blocks: superblock.geometry.volume_blocks,
         superblock: Box::new(superblock),
         read_only: open.read_only,
         store,
+        lease,
         view: None,
     };
     Ok((platform, Served::Volume(volume), opened))
+}
+
+/// Finishes a rollback that a crash has interrupted.
+fn finish(
+    platform: &OurPlatform,
+    path: &Path,
+    volume: &Volume<OurPlatform>,
+    unfinished: Rollback,
+) -> Result<(), ServerError> {
+    if volume.is_read_only() {
+        return Err(ServerError::Unfinished { to: unfinished.to });
+    }
+    log::warn!("{}: a rollback to position {} was interrupted; it is finished now", path.display(), unfinished.to);
+    let look = || {
+        let source = Source::open_primary(path)?;
+        let scene = Scene::new(&source, source.resolve(&unfinished.to.to_string())?)?;
+        let needs_from = scene.oldest_needed();
+        Ok((Past::open(platform.clone(), scene, &Writable::No, String::new())?, needs_from))
+    };
+    let unreadable =
+        |error: HistoryError| ServerError::Rollback { what: error.to_string(), is_corruption: error.is_corruption() };
+    let finished = look().map_err(unreadable).and_then(|(past, needs_from)| {
+        let volume = volume.clone();
+        let finished = platform.block_on(async move { volume.finish_rollback(&past, needs_from).await });
+        let failed = |error: RequestError| ServerError::Rollback { what: error.to_string(), is_corruption: false };
+        finished.map_err(ServerError::Ring)?.map_err(failed)
+    });
+    if finished.is_err() {
+        let volume = volume.clone();
+        let _ = platform.block_on(async move { volume.close().await });
+    }
+    finished
 }
 
 /// Fetches every tag, says so, and serves until the queue is down or it is told to leave.

@@ -19,7 +19,7 @@ use super::owner::{self, News, Opened, Plan};
 use super::{DeviceState, DriverError};
 use crate::archive::{Lease, Spec, SpecError, StoreError};
 use crate::control::{Mailbox, Message, Order, SuperblockError, view_uuid};
-use crate::format::{BLOCK_BYTES, SegmentNumber, Superblock};
+use crate::format::{BLOCK_BYTES, Position, SegmentNumber, Superblock};
 use crate::history::{HistoryError, Source, Writable};
 use crate::io::PrimaryError;
 use crate::volume::{OpenError, OpenOptions, RequestError};
@@ -106,6 +106,10 @@ pub enum ServerError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Past(#[from] HistoryError),
+    #[error("a rollback to position {to} was interrupted: attach it writable once, which finishes it")]
+    Unfinished { to: Position },
+    #[error("a rollback was interrupted, and cannot be finished: {what}")]
+    Rollback { what: String, is_corruption: bool },
     #[error("the volume was not closed cleanly: {0}")]
     Close(#[source] RequestError),
     #[error("io_uring: {0}")]
@@ -127,6 +131,7 @@ impl ServerError {
             Self::Superblock(error) => error.is_corruption(),
             Self::Open(error) => error.is_corruption(),
             Self::Past(error) => error.is_corruption(),
+            Self::Rollback { is_corruption, .. } => *is_corruption,
             _ => false,
         }
     }
@@ -185,7 +190,8 @@ impl Server {
     /// Whom the store is to ask before it expires anything.
     pub fn lease(&self, lease: Lease) {
         if let Some(store) = &self.opened.store {
-            store.lease(lease);
+            let rollback = self.opened.lease.clone();
+            store.lease(Arc::new(move || [lease(), rollback.needs_from()].into_iter().flatten().min()));
         }
     }
 

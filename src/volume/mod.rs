@@ -1,11 +1,13 @@
 //! The volume: what a block device asks for, in terms of the log.
 //!
-//! A file a verb: [`open`], `read`, `write` with flush and discard, `synch`. Each request is one async function from top
+//! A file a verb: [`open`], `read`, `write` with flush, discard and synch, `rollback`. Each request is one async function from top
 //! to bottom, served on the owner's thread. Errors leave here as [`RequestError`], which knows its errno.
 
+mod gate;
 mod open;
 mod read;
 mod request;
+mod rollback;
 mod status;
 mod write;
 
@@ -14,7 +16,10 @@ use std::rc::Rc;
 
 pub use open::{OpenError, OpenOptions};
 pub use request::{Operation, Request, RequestError, Serve};
+pub use rollback::{RollbackLease, RolledBack};
 pub use status::{AgentStatus, ArchiveStatus, SegmentCounts, Status};
+
+use gate::Gate;
 
 use crate::format::{Block, Geometry, Position, Superblock, SynchMark};
 use crate::io::Platform;
@@ -46,6 +51,8 @@ struct Shared<P: Platform> {
     log: Log<P>,
     read_only: bool,
     closing: Cell<bool>,
+    gate: Gate,
+    lease: RollbackLease,
     read_errors: Cell<u64>,
     read_bytes: Cell<u64>,
     /// Time of the oldest position that the archive can restore, when it could be asked at open.
@@ -85,6 +92,7 @@ impl<P: Platform> Volume<P> {
     /// See [`RequestError`].
     pub async fn serve(&self, request: &Request) -> Result<(), RequestError> {
         let Request { operation, block, blocks, buffer } = request;
+        let _inside = self.0.gate.enter().await?;
         if *operation == Operation::Flush {
             return self.flush().await;
         }

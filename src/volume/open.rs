@@ -134,6 +134,8 @@ impl<P: Platform> Volume<P> {
             log,
             read_only: options.read_only,
             closing: Cell::new(false),
+            gate: super::Gate::default(),
+            lease: super::RollbackLease::default(),
             read_errors: Cell::new(0),
             read_bytes: Cell::new(0),
         })))

@@ -57,6 +57,17 @@ impl<P: Platform> Volume<P> {
         info: String,
         wants: impl Fn() -> bool,
     ) -> Result<Point, RequestError> {
+        let _inside = self.0.gate.enter().await?;
+        self.mark(label, info, wants).await
+    }
+
+    /// The same, whether the gate is open or not.
+    pub(super) async fn mark(
+        &self,
+        label: String,
+        info: String,
+        wants: impl Fn() -> bool,
+    ) -> Result<Point, RequestError> {
         self.check_writable()?;
         for (what, text, limit) in [("label", &label, LABEL_BYTES_MAX), ("information", &info, INFO_BYTES_MAX)] {
             if text.len() > limit {

@@ -370,11 +370,16 @@ pub async fn put(volume: &SimVolume, range: std::ops::Range<u64>, stamp: u64) {
     volume.serve(&request).await.unwrap();
 }
 
-/// The checksum of a block with this stamp.
-pub fn crc_of(block: u64, stamp: u64) -> u32 {
+/// The bytes of a block with this stamp.
+pub fn bytes_of(block: u64, stamp: u64) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK_BYTES];
     fill(block, stamp, &mut bytes);
-    block_crc(&bytes)
+    bytes
+}
+
+/// The checksum of a block with this stamp.
+pub fn crc_of(block: u64, stamp: u64) -> u32 {
+    block_crc(&bytes_of(block, stamp))
 }
 
 /// The stamp of one block.

@@ -10,10 +10,12 @@ use std::time::Duration;
 use fastrand::Rng;
 use salvol::archive::{Spec, Store, create_store, open_store};
 use salvol::format::{
-    ArchiveAt, BLOCK_BYTES, Block, Compression, FIRST_SLOT_BLOCK, Geometry, Key, Position, Superblock, Uuid,
+    ArchiveAt, BLOCK_BYTES, Block, Compression, FIRST_SLOT_BLOCK, Geometry, Key, Position, SegmentNumber, Superblock,
+    Uuid,
 };
+use salvol::history::{Moment, Past, Scene, Source, Writable};
 use salvol::io::{Buffer, OwnRing, Primary, PrimaryError, UringDevice, UringPlatform};
-use salvol::volume::{OpenError, OpenOptions as VolumeOptions, Operation, Point, Request, Volume};
+use salvol::volume::{OpenError, OpenOptions as VolumeOptions, Operation, Point, Request, RolledBack, Serve, Volume};
 
 pub type Engine = Volume<UringPlatform<OwnRing>>;
 
@@ -216,6 +218,55 @@ impl Rig {
         point
     }
 
+    fn past(&self, at: &str) -> (Past<UringPlatform<OwnRing>>, Position, SegmentNumber) {
+        let source = Source::open_primary(&self.primary()).unwrap();
+        let scene = Scene::new(&source, source.resolve(at).unwrap()).unwrap();
+        let (position, needs_from) = (scene.moment().position, scene.oldest_needed());
+        (Past::open(self.platform.clone(), scene, &Writable::No, String::new()).unwrap(), position, needs_from)
+    }
+
+    /// Every block of a view of `moment`.
+    pub fn view(&self, source: &Source, moment: &Moment) -> Vec<u8> {
+        let scene = Scene::new(source, moment.clone()).unwrap();
+        let past = Past::open(self.platform.clone(), scene, &Writable::No, String::new()).unwrap();
+        let buffer = Buffer::new(BLOCKS as usize * BLOCK_BYTES).unwrap();
+        let request = Request { operation: Operation::Read, block: Block(0), blocks: BLOCKS as u32, buffer };
+        let read = async move { past.serve(&request).await.map(|()| request.buffer.bytes().to_vec()) };
+        self.platform.block_on(read).unwrap().unwrap()
+    }
+
+    /// Rolls the volume back; the model is the test's to set.
+    pub fn roll_back(&self, at: &str) -> RolledBack {
+        let (engine, (past, to, needs_from)) = (self.engine(), self.past(at));
+        let done = async move { engine.roll_back(&past, to, needs_from, "before".to_owned()).await };
+        self.platform.block_on(done).unwrap().unwrap()
+    }
+
+    /// The same, and kills the engine after so long. Whether that was midway.
+    pub fn roll_back_killed(&mut self, at: &str, after: Duration) -> bool {
+        use salvol::io::Platform;
+        let (engine, (past, to, needs_from)) = (self.engine(), self.past(at));
+        let clock = self.platform.clone();
+        let done = async move {
+            let done = engine.roll_back(&past, to, needs_from, "before".to_owned());
+            futures_util::future::select(std::pin::pin!(done), std::pin::pin!(clock.sleep(after))).await;
+            engine.unfinished_rollback().is_some()
+        };
+        let midway = self.platform.block_on(done).unwrap();
+        self.kill();
+        midway
+    }
+
+    /// What the daemon does when it opens a volume.
+    pub fn finish_rollback(&self) -> bool {
+        let engine = self.engine();
+        let Some(unfinished) = engine.unfinished_rollback() else { return false };
+        let (past, _, needs_from) = self.past(&unfinished.to.to_string());
+        let done = async move { engine.finish_rollback(&past, needs_from).await };
+        self.platform.block_on(done).unwrap().unwrap();
+        true
+    }
+
     pub fn segment(&self) -> u64 {
         self.engine().log().current_segment().0
     }
@@ -250,7 +301,11 @@ impl Rig {
 
 /// Where a restored file differs from the model.
 pub fn differences(path: &std::path::Path, model: &Model) -> Vec<u64> {
-    let bytes = std::fs::read(path).unwrap();
+    differing(&std::fs::read(path).unwrap(), model)
+}
+
+/// Where a volume's bytes differ from the model.
+pub fn differing(bytes: &[u8], model: &Model) -> Vec<u64> {
     assert_eq!(bytes.len(), model.len() * BLOCK_BYTES);
     let mut contents: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     let differs = |(block, seed): (usize, &u64)| {

@@ -31,15 +31,42 @@ pub enum Writable {
     Kept(PathBuf),
 }
 
+/// A volume at a moment, for whoever serves it: index and reader, on no thread in particular.
+pub struct Scene {
+    volume: Superblock,
+    moment: Moment,
+    index: PointIndex,
+    reader: Arc<Reader>,
+}
+
+impl Scene {
+    /// The volume of `source` at `moment`. Reads the summaries of at most W + 1 segments.
+    ///
+    /// # Errors
+    /// When the moment cannot be restored.
+    pub fn new(source: &Source, moment: Moment) -> Result<Self, HistoryError> {
+        let index = index_at(source, source.volume(), moment.segment, moment.position)?;
+        let reader = Arc::new(Reader::new(source, index.chain())?);
+        Ok(Self { volume: source.volume().clone(), moment, index, reader })
+    }
+
+    /// The moment.
+    pub fn moment(&self) -> &Moment {
+        &self.moment
+    }
+
+    /// The oldest segment that it may read.
+    pub fn oldest_needed(&self) -> SegmentNumber {
+        self.index.chain().last().map_or(self.moment.segment, |(segment, _)| *segment)
+    }
+}
+
 /// A volume at a moment; clones are the same.
 pub struct Past<P: Platform>(Rc<Shared<P>>);
 
 struct Shared<P: Platform> {
     platform: P,
-    volume: Superblock,
-    moment: Moment,
-    index: PointIndex,
-    reader: Arc<Reader>,
+    scene: Scene,
     overlay: Option<Overlay>,
     name: String,
     backing: String,
@@ -55,28 +82,17 @@ impl<P: Platform> Clone for Past<P> {
 }
 
 impl<P: Platform> Past<P> {
-    /// The volume of `source` at `moment`, called `name`. Reads the summaries of at most W + 1 segments.
+    /// The volume of `scene`, called `name`.
     ///
     /// # Errors
-    /// When the moment cannot be restored, or the overlay cannot be used.
-    pub fn open(
-        platform: P,
-        source: &Source,
-        moment: Moment,
-        writable: &Writable,
-        name: String,
-    ) -> Result<Self, HistoryError> {
-        let index = index_at(source, source.volume(), moment.segment, moment.position)?;
-        let volume = source.volume().clone();
-        let reader = Arc::new(Reader::new(source, index.chain())?);
-        let overlay = Overlay::open(writable, &volume, &moment, index.blocks()).map_err(HistoryError::Overlay)?;
+    /// When the overlay cannot be used.
+    pub fn open(platform: P, scene: Scene, writable: &Writable, name: String) -> Result<Self, HistoryError> {
+        let Scene { volume, moment, index, .. } = &scene;
+        let overlay = Overlay::open(writable, volume, moment, index.blocks()).map_err(HistoryError::Overlay)?;
         let backing = volume.backing.clone();
         Ok(Self(Rc::new(Shared {
             platform,
-            volume,
-            moment,
-            index,
-            reader,
+            scene,
             overlay,
             name,
             backing,
@@ -88,22 +104,22 @@ impl<P: Platform> Past<P> {
 
     /// The volume: identity, geometry.
     pub fn superblock(&self) -> &Superblock {
-        &self.0.volume
+        &self.0.scene.volume
     }
 
     /// Blocks of the volume at the moment.
     pub fn blocks(&self) -> u64 {
-        self.0.index.blocks()
+        self.0.scene.index.blocks()
     }
 
     /// The oldest segment that it may read.
     pub fn oldest_needed(&self) -> SegmentNumber {
-        self.0.index.chain().last().map_or(self.0.moment.segment, |(segment, _)| *segment)
+        self.0.scene.oldest_needed()
     }
 
     /// How it is now, in the words of a volume.
     pub fn status(&self) -> Status {
-        let Shared { volume, moment, index, overlay, .. } = &*self.0;
+        let Shared { scene: Scene { volume, moment, index, .. }, overlay, .. } = &*self.0;
         let time = rfc3339(moment.time_ns);
         Status {
             name: self.0.name.clone(),
@@ -143,7 +159,7 @@ impl<P: Platform> Past<P> {
             match self.0.overlay.as_ref().map_or(overlay::Has::Nothing, |overlay| overlay.has(block)) {
                 overlay::Has::Zeros => place().zero(),
                 overlay::Has::Data => written.push((block, to)),
-                overlay::Has::Nothing => match self.0.index.get(block) {
+                overlay::Has::Nothing => match self.0.scene.index.get(block) {
                     Sited::Zeros => place().zero(),
                     Sited::Lost => return Err(RequestError::Lost { block }),
                     Sited::At(segment, offset, crc) => wants.push(Want { block, to, segment, offset, crc }),
@@ -158,7 +174,7 @@ impl<P: Platform> Past<P> {
         }
         // Blocks of one segment together, however they are mixed.
         wants.sort_by_key(|want| (want.segment, want.offset.0));
-        let (reader, buffer) = (Arc::clone(&self.0.reader), buffer.clone());
+        let (reader, buffer) = (Arc::clone(&self.0.scene.reader), buffer.clone());
         self.0.platform.offload_urgent(move || reader.read(&wants, &buffer)).await
     }
 

@@ -1,0 +1,90 @@
+#!/bin/bash
+# test: a volume goes back to a point, and forward again; killed midway it is finished before anybody sees it
+# limit: 400
+set -euo pipefail
+# shellcheck source=tests/device/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+sum_direct() { dd if="$device" bs=1M iflag=direct status=none | sha256sum | cut -d' ' -f1; }
+sum_cached() { sha256sum <"$device" | cut -d' ' -f1; }
+scribble() { # scribble SEED MIB
+  fio_on_device --name=scribble --rw=randwrite --bs=4k-64k --size="$2M" --io_size="$2M" --randseed="$1" --iodepth=8 --buffer_compress_percentage=50
+}
+
+create_volume 128M
+attach_volume
+mkfs.ext4 -q -F "$device"
+mkdir -p "$WORK/mnt"
+mount "$device" "$WORK/mnt"
+echo "what everybody needs" >"$WORK/mnt/file"
+"$SALVOL" synch vol --label good --freeze "$WORK/mnt" >/dev/null
+
+say "in use it stays what it is, and says who uses it"
+expect_failure 'mounted at' "$SALVOL" rollback vol --to good
+rm "$WORK/mnt/file"
+umount "$WORK/mnt"
+sleep 600 <"$device" &
+holder=$!
+expect_failure "open in process $holder" "$SALVOL" rollback vol --to good
+kill "$holder" && wait "$holder" || true
+expect_failure 'no synch point' "$SALVOL" rollback vol --to nobody
+
+say "a file that was deleted is back, and gone again when that is undone"
+before=$(sum_direct)
+undo=$("$SALVOL" rollback vol --to good --json | jq -r .before)
+mount -o ro "$device" "$WORK/mnt"
+[[ $(cat "$WORK/mnt/file") == "what everybody needs" ]] || fail "the file is not back"
+umount "$WORK/mnt"
+"$SALVOL" rollback vol --to "$undo" >/dev/null
+[[ $(sum_direct) == "$before" && $(sum_cached) == "$before" ]] || fail "undoing the rollback gave something else"
+
+say "points of a log that has turned over since"
+declare -A sum
+for round in 1 2 3 4; do
+  scribble "$round" 100
+  "$SALVOL" synch vol --label "state-$round" --wait archived >/dev/null
+  sum[$round]=$(sum_direct)
+done
+for round in $(seq 10 $(long 14 20)); do scribble "$round" 120; done
+for round in 2 4 1 3; do
+  sum_cached >/dev/null
+  "$SALVOL" -q rollback vol --to "state-$round"
+  [[ $(sum_direct) == "${sum[$round]}" && $(sum_cached) == "${sum[$round]}" ]] || fail "it is not state-$round"
+done
+
+say "killed midway, it is what it was or what it is to be, and never anything else"
+current=${sum[3]}
+midway=0
+for kill in $(seq 1 $(long 6 20)); do
+  round=$((kill % 4 + 1))
+  "$SALVOL" -q rollback vol --to "state-$round" 2>/dev/null &
+  roller=$!
+  sleep "0.$((RANDOM % 7 + 1))"
+  kill_daemon_and_recover
+  wait "$roller" || true
+  now=$(sum_direct)
+  [[ $now == "$current" || $now == "${sum[$round]}" ]] || fail "after kill $kill it is neither what it was nor state-$round"
+  if grep -q 'was interrupted; it is finished now' /run/salvol/vol.log; then midway=$((midway + 1)); fi
+  : >/run/salvol/vol.log
+  "$SALVOL" -q rollback vol --to "state-$round"
+  [[ $(sum_direct) == "${sum[$round]}" ]] || fail "after kill $kill it does not become state-$round"
+  current=${sum[$round]}
+done
+say "  $midway rollbacks were finished after a kill"
+((midway > 0)) || fail "no kill was midway"
+for round in 1 2 3 4; do
+  "$SALVOL" restore vol --at "state-$round" --to "$WORK/restored" >/dev/null
+  [[ $(sha256sum <"$WORK/restored" | cut -d' ' -f1) == "${sum[$round]}" ]] || fail "state-$round does not come back any more"
+  rm "$WORK/restored"
+done
+expect_healthy_status
+detach_volume
+expect_clean_check
+
+say "without an archive there is no rollback"
+"$SALVOL" create "$PRIMARY" --backing none --name vol --size 64M --segment-size 1M --force >/dev/null
+attach_volume
+scribble 1 10
+"$SALVOL" synch vol --label here >/dev/null
+expect_failure 'keeps no archive' "$SALVOL" rollback vol --to here
+detach_volume
