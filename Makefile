@@ -1,8 +1,9 @@
 .DEFAULT_GOAL := help
 PREFIX ?= /usr/local
 HOURS ?= 1
+POINTS ?= 1000
 
-.PHONY: help demo test check bench campaign shell build install clean
+.PHONY: help demo test check bench moments campaign shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -20,6 +21,9 @@ check: ## format, lints and cargo's own tests, no kernel needed
 
 bench: ## speed and write amplification
 	@scripts/bench
+
+moments: ## POINTS=1000 synch points, and as many other moments, each restored and viewed (5 minutes)
+	SALVOL_POINTS=$(POINTS) cargo test --test moments -- --nocapture
 
 campaign: ## the simulator with new seeds for HOURS=1
 	@HOURS=$(HOURS) scripts/campaign
