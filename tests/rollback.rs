@@ -14,21 +14,29 @@ use std::time::Duration;
 
 use common::*;
 use rig::{Model as RigModel, Rig, differences};
-use salvol::format::{ArchiveAt, BLOCK_BYTES, SegmentNumber};
+use salvol::format::{ArchiveAt, BLOCK_BYTES, Block, Offset, SegmentNumber};
 use salvol::history::{Consistency, Progress, Source, restore};
+use salvol::io::Buffer;
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
-use salvol::volume::{Request, RequestError, Serve};
+use salvol::volume::{Recall, RequestError};
 
 /// A past that is known by heart.
 #[derive(Clone)]
 struct Known(Rc<BTreeMap<u64, u64>>);
 
-impl Serve for Known {
-    async fn serve(&self, request: &Request) -> Result<(), RequestError> {
-        for rank in 0..u64::from(request.blocks) {
-            let block = request.block.0 + rank;
-            let stamp = self.0.get(&block).copied().unwrap_or(0);
-            request.buffer.part(rank as usize * BLOCK_BYTES, BLOCK_BYTES).copy_from(0, &bytes_of(block, stamp));
+impl Recall for Known {
+    fn order(&self) -> Vec<u32> {
+        (0..SHAPE.volume_blocks as u32).collect()
+    }
+
+    fn site(&self, _block: Block) -> Option<(SegmentNumber, Offset)> {
+        None
+    }
+
+    async fn recall(&self, blocks: &[Block], into: &Buffer) -> Result<(), RequestError> {
+        for (rank, block) in blocks.iter().enumerate() {
+            let stamp = self.0.get(&block.0).copied().unwrap_or(0);
+            into.part(rank * BLOCK_BYTES, BLOCK_BYTES).copy_from(0, &bytes_of(block.0, stamp));
         }
         Ok(())
     }
@@ -122,7 +130,8 @@ fn interrupted(seed: u64, shape: &Shape, ios: u64) -> bool {
 #[test]
 fn a_rollback_that_ends_at_any_io_is_finished() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let (first, seeds) = (number("SALVOL_SEED").unwrap_or(0), number("SALVOL_SEEDS").map_or(2, |seeds| seeds.div_ceil(20)));
+    let (first, seeds) =
+        (number("SALVOL_SEED").unwrap_or(0), number("SALVOL_SEEDS").map_or(2, |seeds| seeds.div_ceil(20)));
     for seed in first..first + seeds {
         let archive_at = if seed % 2 == 0 { ArchiveAt::Seal } else { ArchiveAt::Inactive };
         let shape = Shape { archive_at, segment_blocks: 32, working_set: 16, slots: 24, ..SHAPE };

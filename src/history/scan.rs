@@ -66,6 +66,8 @@ pub struct PointIndex {
     newest: SegmentNumber,
     /// The last checksum of each segment read, newest first.
     chain: Vec<(SegmentNumber, Checksum)>,
+    /// The epoch of each.
+    epochs: Vec<u64>,
     /// One bit a block: the place kept is a copy, and what it copied has not been met.
     unproven: Vec<u64>,
     segment_at: SegmentNumber,
@@ -143,6 +145,7 @@ impl PointIndex {
             position,
             newest: segment,
             chain: Vec::new(),
+            epochs: Vec::new(),
             unproven: vec![0; usize::try_from(blocks.div_ceil(64)).unwrap_or(0)],
             segment_at: segment.plus(1),
             next: None,
@@ -172,6 +175,11 @@ impl PointIndex {
     /// The segments read, newest first, with the checksums that tell them from others of their number.
     pub(super) fn chain(&self) -> &[(SegmentNumber, Checksum)] {
         &self.chain
+    }
+
+    /// The epochs of the segments read, newest first.
+    pub(super) fn epochs(&self) -> &[u64] {
+        &self.epochs
     }
 
     /// Where `block` was.
@@ -210,6 +218,7 @@ impl PointIndex {
         self.segment_at = segment;
         self.next = Some((summary.predecessor, summary.first_position));
         self.chain.push((segment, summary.last_checksum));
+        self.epochs.push(summary.epoch);
         for (position, batch, entries) in summary.walk().rev() {
             if position > self.position {
                 continue;

@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 pub use open::{OpenError, OpenOptions};
 pub use request::{Operation, Request, RequestError, Serve};
-pub use rollback::{RollbackLease, RolledBack};
+pub use rollback::{Recall, RollbackLease, RolledBack};
 pub use status::{AgentStatus, ArchiveStatus, SegmentCounts, Status};
 
 use gate::Gate;

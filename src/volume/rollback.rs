@@ -11,17 +11,34 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Operation, Request, RequestError, Serve, Volume};
-use crate::format::{BLOCK_BYTES, Block, Position, SegmentNumber};
+use super::{RequestError, Volume};
+use crate::format::{BLOCK_BYTES, Block, Offset, Position, SegmentNumber, block_crc};
+use crate::index::Mapping;
 use crate::io::{Buffer, Platform};
 use crate::log::Rollback;
 
 /// Blocks that are compared and written together.
-const PIECE_BLOCKS: u64 = 64;
+const PIECE_BLOCKS: usize = 64;
 /// Pieces that are worked on at once.
 const PIECES: usize = 8;
+
+/// A volume as it was, for whoever wants all of it.
+pub trait Recall {
+    /// The numbers of all blocks, in the order in which they are read fastest.
+    fn order(&self) -> Vec<u32>;
+
+    /// Where the block is in the log, when it has data.
+    fn site(&self, block: Block) -> Option<(SegmentNumber, Offset)>;
+
+    /// Fills `into` with `blocks`, one after the other.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    fn recall(&self, blocks: &[Block], into: &Buffer) -> impl Future<Output = Result<(), RequestError>>;
+}
 
 /// What a rollback did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,9 +85,6 @@ impl Drop for Taken {
     }
 }
 
-/// One bit a block.
-type Bits = Vec<u64>;
-
 impl<P: Platform> Volume<P> {
     /// A rollback that a crash has interrupted: to be finished with [`Self::finish_rollback`] before anything is served.
     pub fn unfinished_rollback(&self) -> Option<Rollback> {
@@ -85,7 +99,7 @@ impl<P: Platform> Volume<P> {
     /// read a second time, requests fail until the rollback is finished: by another call, or by the next opening.
     pub async fn roll_back(
         &self,
-        past: &impl Serve,
+        past: &impl Recall,
         to: Position,
         needs_from: SegmentNumber,
         mark: String,
@@ -107,17 +121,17 @@ impl<P: Platform> Volume<P> {
             return self.go_on(past, unfinished, needs_from).await;
         }
         let _lease = self.0.lease.take(needs_from);
-        let differing = self.differing(past).await?;
+        let pieces = self.differing(past).await?;
         let before = self.mark(mark, format!("before a rollback to position {to}"), || true).await?;
         self.log().begin_rollback(to).await?;
-        self.replace(past, &differing, before.position).await
+        self.replace(past, pieces, before.position).await
     }
 
     /// Finishes a rollback that was interrupted; nobody may be served yet.
     ///
     /// # Errors
     /// As for [`Self::roll_back`].
-    pub async fn finish_rollback(&self, past: &impl Serve, needs_from: SegmentNumber) -> Result<(), RequestError> {
+    pub async fn finish_rollback(&self, past: &impl Recall, needs_from: SegmentNumber) -> Result<(), RequestError> {
         match self.unfinished_rollback() {
             Some(unfinished) => self.go_on(past, unfinished, needs_from).await.map(drop),
             None => Ok(()),
@@ -131,22 +145,26 @@ impl<P: Platform> Volume<P> {
 
     async fn go_on(
         &self,
-        past: &impl Serve,
+        past: &impl Recall,
         unfinished: Rollback,
         needs_from: SegmentNumber,
     ) -> Result<RolledBack, RequestError> {
         let _lease = self.0.lease.take(needs_from);
-        let differing = self.differing(past).await?;
+        let pieces = self.differing(past).await?;
         // The mark is the batch before.
-        self.replace(past, &differing, unfinished.begin.previous()).await
+        self.replace(past, pieces, unfinished.begin.previous()).await
     }
 
     /// Writes the blocks that differ, and commits.
-    async fn replace(&self, past: &impl Serve, differing: &Bits, before: Position) -> Result<RolledBack, RequestError> {
-        let pieces =
-            self.pieces().filter(|(first, blocks)| (*first..first + blocks).any(|block| has(differing, block)));
+    async fn replace(
+        &self,
+        past: &impl Recall,
+        pieces: Vec<Vec<Block>>,
+        before: Position,
+    ) -> Result<RolledBack, RequestError> {
+        let blocks = pieces.iter().map(|piece| piece.len() as u64).sum();
         let written = stream::iter(pieces)
-            .map(|(first, blocks)| self.replace_piece(past, differing, first, blocks))
+            .map(|piece| async move { self.replace_piece(past, &piece).await })
             .buffer_unordered(PIECES)
             .try_collect::<()>()
             .await;
@@ -157,7 +175,6 @@ impl<P: Platform> Volume<P> {
         match committed {
             Ok(position) => {
                 self.0.gate.mend();
-                let blocks = differing.iter().map(|word| u64::from(word.count_ones())).sum();
                 Ok(RolledBack { before, position, blocks })
             }
             Err(error) => {
@@ -169,88 +186,91 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    async fn replace_piece(
-        &self,
-        past: &impl Serve,
-        differing: &Bits,
-        first: u64,
-        blocks: u64,
-    ) -> Result<(), RequestError> {
-        let then = read_past(past, first, blocks).await?;
-        let zeros = then.bytes().chunks(BLOCK_BYTES).map(is_zero).collect::<Vec<_>>();
-        let kind = |rank: u64| has(differing, first + rank).then(|| zeros[rank as usize]);
-        let mut rank = 0;
-        while rank < blocks {
-            let run = (rank..blocks).take_while(|next| kind(*next) == kind(rank)).count() as u64;
-            let block = Block(first + rank);
-            match kind(rank) {
-                None => {}
-                Some(true) => self.unmap(block, run as u32, true, false).await?,
-                Some(false) => {
-                    let data = then.part(rank as usize * BLOCK_BYTES, run as usize * BLOCK_BYTES);
-                    self.write(block, &data, false).await?;
-                }
+    async fn replace_piece(&self, past: &impl Recall, blocks: &[Block]) -> Result<(), RequestError> {
+        let then = memory(blocks.len())?;
+        past.recall(blocks, &then).await?;
+        let data = |rank: usize| then.part(rank * BLOCK_BYTES, BLOCK_BYTES);
+        let ranks: Vec<(usize, bool)> = (0..blocks.len()).map(|rank| (rank, is_zero(data(rank).bytes()))).collect();
+        for run in ranks.chunk_by(|a, b| blocks[b.0].0 == blocks[a.0].0 + 1 && a.1 == b.1) {
+            let (rank, zeros) = run[0];
+            if zeros {
+                self.unmap(blocks[rank], run.len() as u32, true, false).await?;
+            } else {
+                self.write(blocks[rank], &then.part(rank * BLOCK_BYTES, run.len() * BLOCK_BYTES), false).await?;
             }
-            rank += run;
         }
         Ok(())
     }
 
-    /// The blocks of which past and present differ.
-    async fn differing(&self, past: &impl Serve) -> Result<Bits, RequestError> {
-        let found: Vec<(u64, u64)> = stream::iter(self.pieces())
-            .map(|(first, blocks)| self.compare(past, first, blocks))
-            .buffer_unordered(PIECES)
+    /// The blocks of which past and present differ, some at a time.
+    async fn differing(&self, past: &impl Recall) -> Result<Vec<Vec<Block>>, RequestError> {
+        let order = past.order();
+        if order.len() as u64 != self.geometry().volume_blocks {
+            let what = format!("the volume had {} blocks then, and has {}", order.len(), self.geometry().volume_blocks);
+            return Err(RequestError::Refused { what: Arc::from(what) });
+        }
+        let differing: Vec<Vec<Block>> = stream::iter(order.chunks(PIECE_BLOCKS))
+            .map(|piece| self.compare(past, piece))
+            // In this order they are read again.
+            .buffered(PIECES)
+            .try_filter(|blocks| std::future::ready(!blocks.is_empty()))
             .try_collect()
             .await?;
-        let mut bits = vec![0; found.len()];
-        for (first, differs) in found {
-            bits[(first / PIECE_BLOCKS) as usize] = differs;
-        }
-        Ok(bits)
+        Ok(differing)
     }
 
-    /// The first block of a piece, and a bit for each of its blocks that differ.
-    async fn compare(&self, past: &impl Serve, first: u64, blocks: u64) -> Result<(u64, u64), RequestError> {
-        let then = read_past(past, first, blocks).await?;
-        let now = Buffer::new(blocks as usize * BLOCK_BYTES).map_err(|error| no_memory(&error))?;
-        let mut differs = 0;
-        // What cannot be read now differs.
-        let whole = self.read(Block(first), &now).await.is_ok();
-        for rank in 0..blocks {
-            let at = rank as usize * BLOCK_BYTES;
-            let (a, b) = (then.part(at, BLOCK_BYTES), now.part(at, BLOCK_BYTES));
-            let readable = whole || self.read(Block(first + rank), &b).await.is_ok();
-            if !readable || a.bytes() != b.bytes() {
-                differs |= 1 << rank;
+    /// Those of the blocks that differ. All of these have been read.
+    async fn compare(&self, past: &impl Recall, numbers: &[u32]) -> Result<Vec<Block>, RequestError> {
+        let blocks = numbers.iter().map(|number| Block(u64::from(*number)));
+        let moved: Vec<Block> = blocks.filter(|block| !self.is_at(*block, past.site(*block))).collect();
+        if moved.is_empty() {
+            return Ok(moved);
+        }
+        let then = memory(moved.len())?;
+        past.recall(&moved, &then).await?;
+        let same = join_all(moved.iter().enumerate().map(|(rank, block)| {
+            let then = then.part(rank * BLOCK_BYTES, BLOCK_BYTES);
+            async move { self.holds(*block, &then).await }
+        }));
+        let same: Vec<bool> = same.await.into_iter().collect::<Result<_, _>>()?;
+        Ok(moved.into_iter().zip(same).filter(|(_, same)| !same).map(|(block, _)| block).collect())
+    }
+
+    /// Whether the block's newest place is this one.
+    fn is_at(&self, block: Block, site: Option<(SegmentNumber, Offset)>) -> bool {
+        let Some((segment, offset)) = site else { return false };
+        let geometry = *self.geometry();
+        self.log().look(|index, table| match index.get(block) {
+            Mapping::At(place, _) => {
+                let slot = geometry.slot_of(place);
+                table.get(slot).segment == segment && place == geometry.slot_place(slot).plus(offset.0)
             }
+            _ => false,
+        })
+    }
+
+    /// Whether the block reads as `then`. What cannot be read does not.
+    async fn holds(&self, block: Block, then: &Buffer) -> Result<bool, RequestError> {
+        let crc = block_crc(then.bytes());
+        let may = self.log().look(|index, _| match index.get(block) {
+            Mapping::Unmapped => Some(is_zero(then.bytes())),
+            Mapping::At(_, now) if now == crc => None,
+            Mapping::At(..) | Mapping::Lost(_) => Some(false),
+        });
+        if let Some(certain) = may {
+            return Ok(certain);
         }
-        Ok((first, differs))
+        // A checksum of 32 bits is not enough to be sure of that many blocks.
+        let now = memory(1)?;
+        Ok(self.read(block, &now).await.is_ok() && now.bytes() == then.bytes())
     }
-
-    /// First block and number of blocks of every piece.
-    fn pieces(&self) -> impl Iterator<Item = (u64, u64)> + use<P> {
-        let blocks = self.geometry().volume_blocks;
-        (0..blocks).step_by(PIECE_BLOCKS as usize).map(move |first| (first, PIECE_BLOCKS.min(blocks - first)))
-    }
-}
-
-fn has(bits: &Bits, block: u64) -> bool {
-    bits[(block / PIECE_BLOCKS) as usize] >> (block % PIECE_BLOCKS) & 1 == 1
 }
 
 fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|byte| *byte == 0)
 }
 
-fn no_memory(error: &std::io::Error) -> RequestError {
-    RequestError::Refused { what: Arc::from(format!("no memory for a rollback: {error}")) }
-}
-
-async fn read_past(past: &impl Serve, first: u64, blocks: u64) -> Result<Buffer, RequestError> {
-    let buffer = Buffer::new(blocks as usize * BLOCK_BYTES).map_err(|error| no_memory(&error))?;
-    let block = Block(first);
-    let request = Request { operation: Operation::Read, block, blocks: blocks as u32, buffer: buffer.clone() };
-    past.serve(&request).await?;
-    Ok(buffer)
+fn memory(blocks: usize) -> Result<Buffer, RequestError> {
+    Buffer::new(blocks * BLOCK_BYTES)
+        .map_err(|error| RequestError::Refused { what: Arc::from(format!("no memory for a rollback: {error}")) })
 }

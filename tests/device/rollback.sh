@@ -11,7 +11,7 @@ scribble() { # scribble SEED MIB
   fio_on_device --name=scribble --rw=randwrite --bs=4k-64k --size="$2M" --io_size="$2M" --randseed="$1" --iodepth=8 --buffer_compress_percentage=50
 }
 
-create_volume 128M
+create_volume 64M
 attach_volume
 mkfs.ext4 -q -F "$device"
 mkdir -p "$WORK/mnt"
@@ -41,35 +41,40 @@ umount "$WORK/mnt"
 say "points of a log that has turned over since"
 declare -A sum
 for round in 1 2 3 4; do
-  scribble "$round" 100
+  scribble "$round" 50
   "$SALVOL" synch vol --label "state-$round" --wait archived >/dev/null
   sum[$round]=$(sum_direct)
 done
-for round in $(seq 10 $(long 14 20)); do scribble "$round" 120; done
+for round in $(seq 10 $(long 13 18)); do scribble "$round" 60; done
 for round in 2 4 1 3; do
   sum_cached >/dev/null
-  "$SALVOL" -q rollback vol --to "state-$round"
+  started=$(date +%s%N)
+  "$SALVOL" -q rollback vol --to "state-$round" >/dev/null
+  millis=$((($(date +%s%N) - started) / 1000000))
   [[ $(sum_direct) == "${sum[$round]}" && $(sum_cached) == "${sum[$round]}" ]] || fail "it is not state-$round"
 done
+say "  the last took $millis ms"
 
 say "killed midway, it is what it was or what it is to be, and never anything else"
 current=${sum[3]}
 midway=0
-for kill in $(seq 1 $(long 6 20)); do
+for kill in $(seq 1 $(long 5 10)); do
   round=$((kill % 4 + 1))
-  "$SALVOL" -q rollback vol --to "state-$round" 2>/dev/null &
+  "$SALVOL" -q rollback vol --to "state-$round" &>/dev/null &
   roller=$!
-  sleep "0.$((RANDOM % 7 + 1))"
+  # From a third of the time on that one takes, to a little more.
+  delay=$((millis / 3 + RANDOM % millis * 4 / 5))
+  sleep "$((delay / 1000)).$(printf %03d $((delay % 1000)))"
   kill_daemon_and_recover
   wait "$roller" || true
   now=$(sum_direct)
   [[ $now == "$current" || $now == "${sum[$round]}" ]] || fail "after kill $kill it is neither what it was nor state-$round"
   if grep -q 'was interrupted; it is finished now' /run/salvol/vol.log; then midway=$((midway + 1)); fi
   : >/run/salvol/vol.log
-  "$SALVOL" -q rollback vol --to "state-$round"
-  [[ $(sum_direct) == "${sum[$round]}" ]] || fail "after kill $kill it does not become state-$round"
-  current=${sum[$round]}
+  current=$now
 done
+"$SALVOL" -q rollback vol --to state-1 >/dev/null
+[[ $(sum_direct) == "${sum[1]}" ]] || fail "after the kills it does not become state-1"
 say "  $midway rollbacks were finished after a kill"
 ((midway > 0)) || fail "no kill was midway"
 for round in 1 2 3 4; do

@@ -16,9 +16,9 @@ use overlay::Overlay;
 use reader::{Reader, Want};
 
 use super::{HistoryError, Moment, PointIndex, Sited, Source, index_at, rfc3339};
-use crate::format::{BLOCK_BYTES, Block, SegmentNumber, Superblock};
+use crate::format::{BLOCK_BYTES, Block, Offset, SegmentNumber, Superblock};
 use crate::io::{Buffer, Platform};
-use crate::volume::{Operation, Request, RequestError, Serve, Status};
+use crate::volume::{Operation, Recall, Request, RequestError, Serve, Status};
 
 /// Where what is written to a past goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Scene {
     /// When the moment cannot be restored.
     pub fn new(source: &Source, moment: Moment) -> Result<Self, HistoryError> {
         let index = index_at(source, source.volume(), moment.segment, moment.position)?;
-        let reader = Arc::new(Reader::new(source, index.chain())?);
+        let reader = Arc::new(Reader::new(source, &index)?);
         Ok(Self { volume: source.volume().clone(), moment, index, reader })
     }
 
@@ -151,10 +151,10 @@ impl<P: Platform> Past<P> {
         self.flush().await
     }
 
-    async fn read(&self, block: Block, blocks: u32, buffer: &Buffer) -> Result<(), RequestError> {
+    /// Fills `buffer` with `blocks`, one after the other.
+    async fn gather(&self, blocks: impl Iterator<Item = Block>, buffer: &Buffer) -> Result<(), RequestError> {
         let (mut wants, mut written) = (Vec::new(), Vec::new());
-        for to in 0..blocks {
-            let block = Block(block.0 + u64::from(to));
+        for (to, block) in (0..).zip(blocks) {
             let place = || buffer.part(to as usize * BLOCK_BYTES, BLOCK_BYTES);
             match self.0.overlay.as_ref().map_or(overlay::Has::Nothing, |overlay| overlay.has(block)) {
                 overlay::Has::Zeros => place().zero(),
@@ -190,6 +190,30 @@ impl<P: Platform> Past<P> {
     }
 }
 
+impl<P: Platform> Recall for Past<P> {
+    fn order(&self) -> Vec<u32> {
+        let index = &self.0.scene.index;
+        let place = |block: &u32| match index.get(Block(u64::from(*block))) {
+            Sited::At(segment, offset, _) => (segment.0, offset.0),
+            Sited::Zeros | Sited::Lost => (0, 0),
+        };
+        let mut blocks: Vec<u32> = (0..u32::try_from(index.blocks()).unwrap_or(u32::MAX)).collect();
+        blocks.sort_unstable_by_key(|block| (place(block), *block));
+        blocks
+    }
+
+    fn site(&self, block: Block) -> Option<(SegmentNumber, Offset)> {
+        match self.0.scene.index.get(block) {
+            Sited::At(segment, offset, _) => Some((segment, offset)),
+            Sited::Zeros | Sited::Lost => None,
+        }
+    }
+
+    async fn recall(&self, blocks: &[Block], into: &Buffer) -> Result<(), RequestError> {
+        self.gather(blocks.iter().copied(), into).await
+    }
+}
+
 impl<P: Platform> Serve for Past<P> {
     async fn serve(&self, request: &Request) -> Result<(), RequestError> {
         let Request { operation, block, blocks, buffer } = request;
@@ -201,7 +225,8 @@ impl<P: Platform> Serve for Past<P> {
         let bytes = u64::from(*blocks) * BLOCK_BYTES as u64;
         let fua = match operation {
             Operation::Read => {
-                let read = self.read(*block, *blocks, buffer).await;
+                let range = block.0..block.0 + u64::from(*blocks);
+                let read = self.gather(range.map(Block), buffer).await;
                 match &read {
                     Ok(()) => self.0.read_bytes.set(self.0.read_bytes.get() + bytes),
                     Err(_) => self.0.read_errors.set(self.0.read_errors.get() + 1),

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::archive::{ArchivedSegment, PatientStore, Spec, Store};
-use crate::format::{BLOCK_BYTES, Block, Checksum, Offset, SegmentHeader, SegmentNumber, Slot, Superblock, block_crc};
+use crate::archive::{ArchivedSegment, ObjectName, PatientStore, Spec, Store};
+use crate::format::{BLOCK_BYTES, Block, Offset, SegmentHeader, SegmentNumber, Slot, Superblock, block_crc};
 use crate::history::source::{Archived, Objects, list, open_in};
-use crate::history::{HistoryError, Source};
+use crate::history::{HistoryError, PointIndex, Source};
 use crate::io::{Buffer, Primary};
 use crate::volume::RequestError;
 
@@ -39,6 +39,8 @@ pub(super) struct Reader {
     primary: Option<Primary>,
     /// Of segments that were on the primary: the slot, and whether it has another tenant by now.
     slots: BTreeMap<SegmentNumber, (Slot, AtomicBool)>,
+    /// The epochs of the segments.
+    epochs: BTreeMap<SegmentNumber, u64>,
     store: Option<Arc<dyn Store>>,
     objects: Mutex<(Objects, Option<Instant>)>,
     open: Mutex<OpenObjects>,
@@ -51,8 +53,9 @@ type Shared = Arc<Mutex<ArchivedSegment>>;
 struct OpenObjects(Vec<(Archived, Shared)>);
 
 impl Reader {
-    /// Whoever reads the segments of `chain`, each with its last checksum, when `source` itself is gone.
-    pub(super) fn new(source: &Source, chain: &[(SegmentNumber, Checksum)]) -> Result<Self, HistoryError> {
+    /// Whoever reads the segments of `index` when `source` itself is gone.
+    pub(super) fn new(source: &Source, index: &PointIndex) -> Result<Self, HistoryError> {
+        let chain = index.chain();
         let mut slots = BTreeMap::new();
         let primary = match &source.primary {
             None => None,
@@ -77,7 +80,8 @@ impl Reader {
         let store = PatientStore::new(Spec::parse(&spec)?, volume.clone());
         let store = store.map(|store| Arc::new(store) as Arc<dyn Store>);
         let (objects, open) = (Mutex::default(), Mutex::default());
-        Ok(Self { volume, primary, slots, store, objects, open })
+        let epochs = chain.iter().map(|(segment, _)| *segment).zip(index.epochs().iter().copied()).collect();
+        Ok(Self { volume, primary, slots, epochs, store, objects, open })
     }
 
     /// Fills the places of `buffer` that `wants` name.
@@ -184,7 +188,15 @@ impl Reader {
             *objects = list(store, &self.volume, None)?;
             *listed = Some(began);
         }
-        Ok(objects.get(&segment).cloned().unwrap_or_default())
+        let found = objects.get(&segment).cloned().unwrap_or_default();
+        match self.epochs.get(&segment) {
+            // One that has left the primary since: it is known what it is called.
+            Some(epoch) if found.is_empty() && !fresh && self.slots.contains_key(&segment) => {
+                let name = ObjectName { history: self.volume.history, segment, epoch: *epoch, part: 0 };
+                Ok(vec![Archived::Whole(name)])
+            }
+            _ => Ok(found),
+        }
     }
 
     fn opened(&self, archived: &Archived) -> Result<Shared, HistoryError> {
