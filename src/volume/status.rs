@@ -78,7 +78,7 @@ pub struct Status {
     pub uuid: String,
     /// The device, when there is one.
     pub device: Option<String>,
-    /// `live`, `throttled`, `waiting`, `stopped`, `read-only`, `detached`; `past` or `past, writable` for a view of the past.
+    /// `live`, `throttled`, `waiting`, `stopped`, `read-only`, `rolling-back`, `detached`; `past` or `past, writable` for a view of the past.
     pub state: String,
     /// The moment that a view of the past shows.
     #[serde(default)]
@@ -186,6 +186,8 @@ impl<P: Platform> Volume<P> {
             "read-only"
         } else if log.stopped().is_some() {
             "stopped"
+        } else if log.rollback().is_some() {
+            "rolling-back"
         } else if log.is_out_of_slots() && log.archive_state(|archive| archive.trouble.is_some()) {
             "waiting"
         } else if log.is_throttling() {

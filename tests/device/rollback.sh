@@ -11,6 +11,8 @@ scribble() { # scribble SEED MIB
   fio_on_device --name=scribble --rw=randwrite --bs=4k-64k --size="$2M" --io_size="$2M" --randseed="$1" --iodepth=8 --buffer_compress_percentage=50
 }
 
+rolls_back() { [[ $(status .state) == rolling-back ]]; }
+
 create_volume 64M
 attach_volume
 mkfs.ext4 -q -F "$device"
@@ -62,9 +64,8 @@ for kill in $(seq 1 $(long 5 10)); do
   round=$((kill % 4 + 1))
   "$SALVOL" -q rollback vol --to "state-$round" &>/dev/null &
   roller=$!
-  # From a third of the time on that one takes, to a little more.
-  delay=$((millis / 3 + RANDOM % millis * 4 / 5))
-  sleep "$((delay / 1000)).$(printf %03d $((delay % 1000)))"
+  wait_until 60 rolls_back || fail "the rollback does not begin"
+  sleep "0.$((RANDOM % 5))"
   kill_daemon_and_recover
   wait "$roller" || true
   now=$(sum_direct)
@@ -78,7 +79,7 @@ done
 say "  $midway rollbacks were finished after a kill"
 ((midway > 0)) || fail "no kill was midway"
 for round in 1 2 3 4; do
-  "$SALVOL" restore vol --at "state-$round" --to "$WORK/restored" >/dev/null
+  "$SALVOL" -q restore vol --at "state-$round" --to "$WORK/restored"
   [[ $(sha256sum <"$WORK/restored" | cut -d' ' -f1) == "${sum[$round]}" ]] || fail "state-$round does not come back any more"
   rm "$WORK/restored"
 done
