@@ -8,21 +8,28 @@ mod common;
 #[path = "history/rig.rs"]
 mod rig;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use common::*;
 use rig::{Model as RigModel, Rig, differences};
-use salvol::format::{ArchiveAt, BLOCK_BYTES, Block, Offset, SegmentNumber};
+use salvol::format::{ArchiveAt, BLOCK_BYTES, Block, Offset, Position, SegmentNumber};
 use salvol::history::{Consistency, Progress, Source, restore};
-use salvol::io::Buffer;
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
-use salvol::volume::{Recall, RequestError};
+use salvol::io::{Buffer, Platform};
+use salvol::volume::{Aim, Recall, RequestError};
 
-/// A past that is known by heart.
+/// A past that is known by heart, and can be recalled so many times.
 #[derive(Clone)]
-struct Known(Rc<BTreeMap<u64, u64>>);
+struct Known(Rc<BTreeMap<u64, u64>>, Rc<Cell<u32>>);
+
+impl Known {
+    fn new(state: &BTreeMap<u64, u64>) -> Self {
+        Self(Rc::new(state.clone()), Rc::new(Cell::new(u32::MAX)))
+    }
+}
 
 impl Recall for Known {
     fn order(&self) -> Vec<u32> {
@@ -34,6 +41,8 @@ impl Recall for Known {
     }
 
     async fn recall(&self, blocks: &[Block], into: &Buffer) -> Result<(), RequestError> {
+        let left = self.1.get().checked_sub(1);
+        self.1.set(left.ok_or(RequestError::Corrupt { block: blocks[0] })?);
         for (rank, block) in blocks.iter().enumerate() {
             let stamp = self.0.get(&block.0).copied().unwrap_or(0);
             into.part(rank * BLOCK_BYTES, BLOCK_BYTES).copy_from(0, &bytes_of(block.0, stamp));
@@ -42,13 +51,17 @@ impl Recall for Known {
     }
 }
 
+fn aim(to: Position) -> Aim {
+    Aim { to, needs_from: SegmentNumber(1), name: "then".to_owned(), is_point: true, room: None }
+}
+
 /// A disk on which a volume has become one thing and then another.
 struct Then {
     disk: SimulatedDisk,
     store: Option<std::sync::Arc<salvol::archive::MemoryStore>>,
     then: BTreeMap<u64, u64>,
     now: BTreeMap<u64, u64>,
-    at: salvol::format::Position,
+    at: Position,
 }
 
 fn then(seed: u64, shape: &Shape) -> Then {
@@ -78,14 +91,13 @@ fn all(platform: &SimulatedPlatform, volume: &SimVolume) -> BTreeMap<u64, u64> {
 /// done before.
 fn interrupted(seed: u64, shape: &Shape, ios: u64) -> bool {
     let Then { disk, store, then, now, at } = then(seed, shape);
-    let past = Known(Rc::new(then.clone()));
+    let past = Known::new(&then);
     let mut dice = Dice::new(seed * 1000 + ios);
     let platform = SimulatedPlatform::new(seed + ios, disk.clone());
     let volume = open(&platform, &store).unwrap().unwrap();
     platform.crash_after(platform.device_ios() + ios);
     let (roller, its_past) = (volume.clone(), past.clone());
-    let done = platform
-        .block_on(async move { roller.roll_back(&its_past, at, SegmentNumber(1), "before".to_owned()).await.unwrap() });
+    let done = platform.block_on(async move { roller.roll_back(&its_past, &aim(at)).await.unwrap() });
     assert!(done.is_some() || platform.device_ios() >= ios, "seed {seed}: stuck at {ios}");
     platform.halt();
     disk.lose_power(&mut dice);
@@ -107,7 +119,7 @@ fn interrupted(seed: u64, shape: &Shape, ios: u64) -> bool {
         let was = began || unfinished.is_some();
         began |= unfinished.is_some();
         let (finisher, its_past) = (volume.clone(), past.clone());
-        let finish = async move { finisher.finish_rollback(&its_past, SegmentNumber(1)).await.unwrap() };
+        let finish = async move { finisher.finish_rollback(&its_past, &aim(at)).await.unwrap() };
         if platform.block_on(finish).is_none() {
             platform.halt();
             disk.lose_power(&mut dice);
@@ -143,6 +155,67 @@ fn a_rollback_that_ends_at_any_io_is_finished() {
     }
 }
 
+/// A past that cannot be read the first time changes nothing. One that cannot be read the second time leaves a volume that
+/// serves nobody, until the same rollback is given again.
+#[test]
+fn a_past_that_cannot_be_read_is_seen_by_nobody() {
+    let shape = Shape { segment_blocks: 32, working_set: 16, slots: 24, ..SHAPE };
+    let pieces = SHAPE.volume_blocks.div_ceil(64) as u32;
+    let (mut untouched, mut midway) = (0, 0);
+    for reads in 0..2 * pieces {
+        let Then { disk, store, then, now, at } = then(3, &shape);
+        let platform = SimulatedPlatform::new(u64::from(reads), disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let past = Known::new(&then);
+        past.1.set(reads);
+        let roll = |past: &Known, to: u64| {
+            let (volume, past) = (volume.clone(), past.clone());
+            let roll = async move { volume.roll_back(&past, &aim(Position(to))).await };
+            platform.block_on(roll).unwrap()
+        };
+        assert!(matches!(roll(&past, at.0), Err(RequestError::Corrupt { .. })), "{reads} reads");
+        if volume.unfinished_rollback().is_none() {
+            assert_eq!(all(&platform, &volume), now, "nothing was changed");
+            untouched += 1;
+        } else {
+            assert_eq!(volume.rollback_lease().needs_from(), Some(SegmentNumber(1)), "nothing of it may go yet");
+            let reader = volume.clone();
+            let read = platform.block_on(async move { get(&reader, 0).await }).unwrap();
+            assert!(matches!(read, Err(RequestError::Stopped { .. })), "{read:?}");
+            assert!(matches!(roll(&Known::new(&then), at.0 - 1), Err(RequestError::Refused { .. })), "another one");
+            midway += 1;
+        }
+        let clock = platform.clone();
+        platform.block_on(async move { clock.sleep(Duration::from_secs(2)).await }).unwrap();
+        let idle = volume.log().look(|_, table| table.segments().all(|(_, info)| info.readers == 0));
+        assert!(idle, "no slot is held by a read that has ended");
+        roll(&Known::new(&then), at.0).unwrap();
+        assert_eq!(volume.rollback_lease().needs_from(), None);
+        assert_eq!(all(&platform, &volume), then);
+        platform.halt();
+        disk.stop_machine();
+    }
+    assert!(untouched > 1 && midway > 1, "{untouched} {midway}");
+}
+
+/// A store that would have to expire what the rollback needs, before it could take what the rollback writes, is known before.
+#[test]
+fn a_rollback_that_has_no_room_in_the_store_does_not_begin() {
+    let shape = Shape { segment_blocks: 32, working_set: 16, slots: 24, ..SHAPE };
+    let Then { disk, store, then, now, at } = then(5, &shape);
+    let platform = SimulatedPlatform::new(5, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    for (room, fits) in [(0, false), (100_000, false), (100_000_000, true)] {
+        let (roller, past, aim) = (volume.clone(), Known::new(&then), Aim { room: Some(room), ..aim(at) });
+        let done = platform.block_on(async move { roller.roll_back(&past, &aim).await }).unwrap();
+        assert_eq!(done.is_ok(), fits, "{done:?}");
+        assert!(fits || matches!(done, Err(RequestError::Refused { .. })), "{done:?}");
+        assert_eq!(all(&platform, &volume), if fits { then.clone() } else { now.clone() });
+    }
+    assert_eq!(volume.rollback_lease().needs_from(), None);
+    platform.halt();
+}
+
 /// Restores a moment and compares it.
 fn comes_back(rig: &Rig, source: &Source, at: &str, model: &RigModel) {
     let out = rig.path("out");
@@ -169,6 +242,7 @@ fn history_goes_on_through_rollbacks_and_can_undo_them() {
                     let mark = format!("p{}", done.before);
                     comes_back(&rig, &Source::open_primary(&rig.primary()).unwrap(), &mark, &before);
                     assert!(rig.roll_back(&mark).before > done.before);
+                    comes_back(&rig, &Source::open_primary(&rig.primary()).unwrap(), "latest", &before);
                     rig.model = before.clone();
                     assert_eq!(rig.wrong_blocks(), [0; 0], "undone");
                     rig.roll_back(&point.position.to_string());

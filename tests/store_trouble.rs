@@ -268,7 +268,7 @@ impl Written for SimVolume {
 /// archived: copies left the room to the header, and the header to the copies.)
 #[test]
 fn segments_that_are_all_live_stop_no_writer() {
-    let waits: Vec<bool> = seeds().flat_map(DenseDays::live).collect();
+    let waits: Vec<bool> = seeds().step_by(3).flat_map(DenseDays::live).collect();
     let marked = waits.iter().filter(|marked| **marked).count();
     assert!(marked * 10 > waits.len() * 9, "synch events found room in {marked} of {} waits", waits.len());
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use salvol::control::{Request, RunDir, RunFile, users};
+use salvol::history::Source;
 use serde::{Deserialize, Serialize};
 
-use super::points::{failure_at, open};
+use super::points::{failure, failure_at};
 use super::running::{connect, find};
 use super::{Failure, Manner, Outcome, table};
 
@@ -54,9 +55,12 @@ struct Done {
 pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
     let runs = RunDir::from_environment();
     let run = find(&runs, &arguments.volume)?;
-    let mut client = connect(&runs, &run)?;
-    let past = open(&arguments.volume)?;
+    if let Some(at) = &run.at {
+        return Err(Failure::usage(format_args!("{}: is a view of the past ({at}); name the volume", run.name)));
+    }
+    let past = Source::open_primary(&run.primary).map_err(failure)?;
     let moment = past.resolve(&arguments.to).map_err(|error| failure_at(&past, &arguments.to, error))?;
+    let mut client = connect(&runs, &run)?;
     let device = hold(&run)?;
     let request = Request::Rollback { to: moment.position.to_string() };
     let answer = client.ask(&request).map_err(|error| Failure::new(error).of(&run.name));

@@ -152,10 +152,9 @@ impl<P: Platform> Attended for Volume<P> {
     }
 
     async fn roll_back(&self, platform: impl Platform, scene: Scene) -> Result<RolledBack, String> {
-        let (to, needs_from) = (scene.moment().position, scene.oldest_needed());
-        let mark = format!("before rollback to {}", scene.moment().name());
+        let aim = scene.aim();
         let past = Past::open(platform, scene, &Writable::No, String::new()).map_err(|error| error.to_string())?;
-        self.roll_back(&past, to, needs_from, mark).await.map_err(|error| error.to_string())
+        self.roll_back(&past, &aim).await.map_err(|error| error.to_string())
     }
 
     fn fail_waiting(&self) {

@@ -318,10 +318,8 @@ impl Source {
         if let Some(point) = text.strip_prefix('p').and_then(number) {
             let moment = self.at_position(Position(point), text)?;
             return match moment.mark {
-                Some(_) => Ok(moment),
-                None => {
-                    no_point(format!("{text}: no synch point was marked there; --at {point} restores the position"))
-                }
+                Some(_) if moment.position.0 == point => Ok(moment),
+                _ => no_point(format!("{text}: no synch point was marked there; --at {point} restores the position")),
             };
         }
         if let Some(position) = number(text) {

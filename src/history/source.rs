@@ -175,6 +175,18 @@ impl Source {
         self.primary.iter().map(|view| view.path.clone()).chain(store).collect()
     }
 
+    /// Bytes that can be put into a store that expires its oldest objects, while those from `segment` on must stay. None for
+    /// one that expires nothing.
+    pub(super) fn room_before(&self, segment: SegmentNumber) -> Result<Option<u64>, HistoryError> {
+        let Some(store) = &self.store else { return Ok(None) };
+        if !matches!(Spec::parse(&store.spec())?, Spec::File(_) | Spec::Device(_)) {
+            return Ok(None);
+        }
+        let older = store.list()?.into_iter().filter(|(name, _)| name.segment < segment).map(|(_, bytes)| bytes).sum();
+        let free = store.fill()?.map_or(0, |fill| fill.capacity.saturating_sub(fill.used));
+        Ok(Some(free.saturating_add(older)))
+    }
+
     /// Lists the objects again: a running volume archives segments meanwhile.
     pub(super) fn refresh(&self) -> Result<(), HistoryError> {
         if let Some(store) = &self.store {

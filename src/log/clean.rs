@@ -399,7 +399,7 @@ impl State {
     /// the reserve: the two blocks that writes always leave are over in the segment with the copies as well, for an open
     /// entry and for the header that frees a slot.
     fn place_densely(&mut self, leaving: SegmentNumber, must: usize) -> bool {
-        if self.head.has_open() || self.cleaner.reading > 0 {
+        if self.head.has_open_data() || self.cleaner.reading > 0 {
             return false;
         }
         let full = self.ready_blocks(leaving) >= must.min(BATCH_ENTRIES_MAX);

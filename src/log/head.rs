@@ -103,6 +103,11 @@ impl Head {
         !self.open.is_empty()
     }
 
+    /// Whether the open batch has data.
+    pub fn has_open_data(&self) -> bool {
+        self.open_data > 0
+    }
+
     /// Whether the open batch has a synch entry; a second one waits for the next batch, since a point is named by its
     /// position.
     pub fn open_has_synch(&self) -> bool {

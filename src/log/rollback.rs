@@ -48,6 +48,9 @@ impl<P: Platform> Log<P> {
     /// # Errors
     /// When the log takes nothing more.
     pub async fn begin_rollback(&self, to: Position) -> Result<Rollback, LogError> {
+        if self.0.state.borrow().fail_waiting {
+            return Err(LogError::Closing);
+        }
         self.control(
             0,
             0,

@@ -19,8 +19,8 @@ use super::ring::UblkRing;
 use super::server::{ServerError, Shown, What};
 use super::tags::{Descriptor, Tags};
 use crate::archive::{self, Store};
-use crate::control::{Mailbox, Order, attend, read_superblock};
-use crate::format::Superblock;
+use crate::control::{Mailbox, Order, RunDir, attend, read_superblock};
+use crate::format::{SegmentNumber, Superblock};
 use crate::history::{HistoryError, Past, Scene, Source, Writable};
 use crate::io::{Platform, Primary, UringDevice, UringPlatform, is_temporary};
 use crate::log::Rollback;
@@ -183,15 +183,14 @@ fn open_volume(
     let superblock = read.map_err(ServerError::Ring)??;
     let spec = archive::Spec::parse(&superblock.backing)?;
     let store = archive::PatientStore::new(spec, superblock).map(|store| Arc::new(store) as Arc<dyn Store>);
+    if let Some(store) = &store {
+        // Nothing expires before it is known what a view, or a rollback that was interrupted, needs: see `Server::lease`.
+        store.lease(Arc::new(|| Some(SegmentNumber(0))));
+    }
     let volume = Volume::open(platform.clone(), device, store.clone(), open.clone());
     let volume = platform.block_on(volume).map_err(ServerError::Ring)??;
-    let lease = volume.rollback_lease();
-    if let Some(store) = &store {
-        let lease = lease.clone();
-        store.lease(Arc::new(move || lease.needs_from()));
-    }
     if let Some(unfinished) = volume.unfinished_rollback() {
-        finish(&platform, path, &volume, unfinished)?;
+        finish(&platform, path, &volume, store.as_ref(), unfinished)?;
     }
     let superblock = volume.superblock().clone();
     let opened = Opened {
@@ -199,7 +198,7 @@ fn open_volume(
         superblock: Box::new(superblock),
         read_only: open.read_only,
         store,
-        lease,
+        lease: volume.rollback_lease(),
         view: None,
     };
     Ok((platform, Served::Volume(volume), opened))
@@ -210,6 +209,7 @@ fn finish(
     platform: &OurPlatform,
     path: &Path,
     volume: &Volume<OurPlatform>,
+    store: Option<&Arc<dyn Store>>,
     unfinished: Rollback,
 ) -> Result<(), ServerError> {
     if volume.is_read_only() {
@@ -219,14 +219,20 @@ fn finish(
     let look = || {
         let source = Source::open_primary(path)?;
         let scene = Scene::new(&source, source.resolve(&unfinished.to.to_string())?)?;
-        let needs_from = scene.oldest_needed();
-        Ok((Past::open(platform.clone(), scene, &Writable::No, String::new())?, needs_from))
+        let aim = scene.aim();
+        Ok((Past::open(platform.clone(), scene, &Writable::No, String::new())?, aim))
     };
     let unreadable =
         |error: HistoryError| ServerError::Rollback { what: error.to_string(), is_corruption: error.is_corruption() };
-    let finished = look().map_err(unreadable).and_then(|(past, needs_from)| {
+    let finished = look().map_err(unreadable).and_then(|(past, aim)| {
+        if let Some(store) = store {
+            // What is older than it and any view may go now, or a full ring would take nothing.
+            let (views, uuid, needs_from) =
+                (RunDir::from_environment(), volume.superblock().uuid.to_string(), aim.needs_from);
+            store.lease(Arc::new(move || [Some(needs_from), views.leased_from(&uuid)].into_iter().flatten().min()));
+        }
         let volume = volume.clone();
-        let finished = platform.block_on(async move { volume.finish_rollback(&past, needs_from).await });
+        let finished = platform.block_on(async move { volume.finish_rollback(&past, &aim).await });
         let failed = |error: RequestError| ServerError::Rollback { what: error.to_string(), is_corruption: false };
         finished.map_err(ServerError::Ring)?.map_err(failed)
     });

@@ -187,7 +187,7 @@ impl Server {
         self.opened.view.as_ref()
     }
 
-    /// Whom the store is to ask before it expires anything.
+    /// Whom the store is to ask before it expires anything, rollbacks of the volume aside. Until then it expires nothing.
     pub fn lease(&self, lease: Lease) {
         if let Some(store) = &self.opened.store {
             let rollback = self.opened.lease.clone();

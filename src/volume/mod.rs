@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 pub use open::{OpenError, OpenOptions};
 pub use request::{Operation, Request, RequestError, Serve};
-pub use rollback::{Recall, RollbackLease, RolledBack};
+pub use rollback::{Aim, Recall, RollbackLease, RolledBack};
 pub use status::{AgentStatus, ArchiveStatus, SegmentCounts, Status};
 
 use gate::Gate;
@@ -92,10 +92,11 @@ impl<P: Platform> Volume<P> {
     /// See [`RequestError`].
     pub async fn serve(&self, request: &Request) -> Result<(), RequestError> {
         let Request { operation, block, blocks, buffer } = request;
-        let _inside = self.0.gate.enter().await?;
         if *operation == Operation::Flush {
+            // It shows nobody anything.
             return self.flush().await;
         }
+        let _inside = self.0.gate.enter().await?;
         self.check_range(*block, *blocks)?;
         match operation {
             Operation::Read => self.read(*block, buffer).await,

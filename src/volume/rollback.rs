@@ -8,11 +8,12 @@
 //! After a crash in step 4 the next opening goes on with it before anybody can look (`history` takes a position in between
 //! for the one before the begin). What has been written does not differ any more.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::join_all;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 
 use super::{RequestError, Volume};
 use crate::format::{BLOCK_BYTES, Block, Offset, Position, SegmentNumber, block_crc};
@@ -38,6 +39,20 @@ pub trait Recall {
     /// # Errors
     /// See [`RequestError`].
     fn recall(&self, blocks: &[Block], into: &Buffer) -> impl Future<Output = Result<(), RequestError>>;
+}
+
+/// Where a rollback goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aim {
+    pub to: Position,
+    /// The oldest segment that reading the past needs.
+    pub needs_from: SegmentNumber,
+    /// What to call it.
+    pub name: String,
+    /// Whether it is a synch point, so that the volume is as consistent afterwards.
+    pub is_point: bool,
+    /// Bytes that can be archived without expiring what is needed, when the store expires anything.
+    pub room: Option<u64>,
 }
 
 /// What a rollback did.
@@ -72,16 +87,28 @@ impl RollbackLease {
 
     fn take(&self, from: SegmentNumber) -> Taken {
         self.0.store(from.0, Ordering::SeqCst);
-        Taken(self.clone())
+        Taken { lease: self.clone(), kept: false }
     }
 }
 
-/// A lease, until it is dropped.
-struct Taken(RollbackLease);
+/// A lease, until it is dropped; or, when it is kept, until the process ends.
+struct Taken {
+    lease: RollbackLease,
+    kept: bool,
+}
+
+impl Taken {
+    /// The rollback has not ended: neither does the lease, before the process does.
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.0.0.store(NOTHING, Ordering::SeqCst);
+        if !self.kept {
+            self.lease.0.store(NOTHING, Ordering::SeqCst);
+        }
     }
 }
 
@@ -91,49 +118,41 @@ impl<P: Platform> Volume<P> {
         self.log().rollback()
     }
 
-    /// Makes the volume what `past` is, which is the volume at `moment` and needs nothing older than `needs_from`. `mark` is
-    /// what to call the synch point that is marked before. Requests wait meanwhile.
+    /// Makes the volume what `past` is, which is the volume at `aim`. Requests wait meanwhile.
     ///
     /// # Errors
-    /// When the volume keeps no archive, which must have what the log overwrites midway. When the past cannot be read, nothing has been changed. When the log ends midway, or the past cannot be
-    /// read a second time, requests fail until the rollback is finished: by another call, or by the next opening.
-    pub async fn roll_back(
-        &self,
-        past: &impl Recall,
-        to: Position,
-        needs_from: SegmentNumber,
-        mark: String,
-    ) -> Result<RolledBack, RequestError> {
-        self.check_writable()?;
-        let refused = |what: &str| RequestError::Refused { what: Arc::from(what) };
-        if !self.log().has_store() {
-            return Err(refused(
-                "the volume keeps no archive (--backing none): what a rollback needs could be overwritten by it",
-            ));
-        }
+    /// When the store does not keep what the log overwrites midway, or the past cannot be read: nothing has been changed. When
+    /// the log ends midway, or the past cannot be read a second time, requests fail until the rollback is finished: by another
+    /// call, or by the next opening.
+    pub async fn roll_back(&self, past: &impl Recall, aim: &Aim) -> Result<RolledBack, RequestError> {
+        self.check_can_roll_back()?;
         let gate = self.0.gate.close().await;
-        let _closed = gate.ok_or_else(|| refused("a rollback is under way already"))?;
+        let _closed = gate.ok_or_else(|| refused("a rollback is under way already".to_owned()))?;
         if let Some(unfinished) = self.unfinished_rollback() {
-            let what = format!("a rollback to position {} has begun and must be finished before", unfinished.to);
-            if unfinished.to != to {
-                return Err(refused(&what));
+            if unfinished.to != aim.to {
+                let to = unfinished.to;
+                return Err(refused(format!("a rollback to position {to} has begun and must be finished before")));
             }
-            return self.go_on(past, unfinished, needs_from).await;
+            return self.go_on(past, aim, unfinished).await;
         }
-        let _lease = self.0.lease.take(needs_from);
+        let lease = self.0.lease.take(aim.needs_from);
         let pieces = self.differing(past).await?;
-        let before = self.mark(mark, format!("before a rollback to position {to}"), || true).await?;
+        self.check_room(&pieces, aim)?;
+        let to = aim.to;
+        let before = format!("before rollback to {}", aim.name);
+        let before = self.mark(before, format!("before a rollback to position {to}"), || true).await?;
+        self.check_can_roll_back()?;
         self.log().begin_rollback(to).await?;
-        self.replace(past, pieces, before.position).await
+        self.replace(past, aim, pieces, before.position, lease).await
     }
 
     /// Finishes a rollback that was interrupted; nobody may be served yet.
     ///
     /// # Errors
     /// As for [`Self::roll_back`].
-    pub async fn finish_rollback(&self, past: &impl Recall, needs_from: SegmentNumber) -> Result<(), RequestError> {
+    pub async fn finish_rollback(&self, past: &impl Recall, aim: &Aim) -> Result<(), RequestError> {
         match self.unfinished_rollback() {
-            Some(unfinished) => self.go_on(past, unfinished, needs_from).await.map(drop),
+            Some(unfinished) => self.go_on(past, aim, unfinished).await.map(drop),
             None => Ok(()),
         }
     }
@@ -143,44 +162,81 @@ impl<P: Platform> Volume<P> {
         self.0.lease.clone()
     }
 
-    async fn go_on(
-        &self,
-        past: &impl Recall,
-        unfinished: Rollback,
-        needs_from: SegmentNumber,
-    ) -> Result<RolledBack, RequestError> {
-        let _lease = self.0.lease.take(needs_from);
-        let pieces = self.differing(past).await?;
-        // The mark is the batch before.
-        self.replace(past, pieces, unfinished.begin.previous()).await
+    async fn go_on(&self, past: &impl Recall, aim: &Aim, unfinished: Rollback) -> Result<RolledBack, RequestError> {
+        let lease = self.0.lease.take(aim.needs_from);
+        let pieces = match self.differing(past).await {
+            Ok(pieces) => pieces,
+            Err(error) => {
+                lease.keep();
+                return Err(error);
+            }
+        };
+        self.replace(past, aim, pieces, unfinished.begin.previous(), lease).await
+    }
+
+    /// A rollback that has begun must be able to go on.
+    fn check_can_roll_back(&self) -> Result<(), RequestError> {
+        self.check_writable()?;
+        if !self.log().has_store() {
+            let what = "the volume keeps no archive (--backing none): what a rollback needs could be overwritten by it";
+            return Err(refused(what.to_owned()));
+        }
+        match self.log().archive_state(|archive| archive.trouble.as_ref().map(|trouble| trouble.what.clone())) {
+            Some(trouble) => Err(refused(format!("the store must work, for what the rollback writes: {trouble}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// A store that expires what is old must have room for what the rollback archives, beside what it needs.
+    fn check_room(&self, pieces: &[Vec<Block>], aim: &Aim) -> Result<(), RequestError> {
+        let Some(room) = aim.room else { return Ok(()) };
+        let blocks: usize = pieces.iter().map(Vec::len).sum();
+        let counters = self.log().counters();
+        let logged = counters.user_blocks + counters.copied_blocks + counters.overhead_blocks;
+        // Half more than what such writes have made the log grow by so far, and never less than twice their size.
+        let growth = (logged as f64 / counters.user_blocks.max(1) as f64 * 1.5).clamp(2.0, 12.0);
+        let need = (blocks * BLOCK_BYTES) as f64 * growth + 2.0 * self.geometry().segment_bytes() as f64;
+        if need <= room as f64 {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "{blocks} blocks differ; archiving them may take {need:.0} bytes of the store, which can give {room} without expiring what \
+             the rollback needs: restore that moment elsewhere, or choose a later one"
+        )))
     }
 
     /// Writes the blocks that differ, and commits.
     async fn replace(
         &self,
         past: &impl Recall,
+        aim: &Aim,
         pieces: Vec<Vec<Block>>,
         before: Position,
+        lease: Taken,
     ) -> Result<RolledBack, RequestError> {
         let blocks = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let written = stream::iter(pieces)
-            .map(|piece| async move { self.replace_piece(past, &piece).await })
-            .buffer_unordered(PIECES)
-            .try_collect::<()>()
-            .await;
+        let written = each(pieces, |piece| async move { self.replace_piece(past, &piece).await }).await;
         let committed = match written {
-            Ok(()) => self.log().commit_rollback().await.map_err(RequestError::from),
+            Ok(_) => self.log().commit_rollback().await.map_err(RequestError::from),
             Err(error) => Err(error),
         };
         match committed {
             Ok(position) => {
                 self.0.gate.mend();
+                if aim.is_point {
+                    // So the newest point is the one that the volume is at. It is at it without that, too.
+                    let label = format!("after rollback to {}", aim.name);
+                    if let Err(error) = self.mark(label, String::new(), || true).await {
+                        log::warn!("{}: no point after the rollback: {error}", self.superblock().name);
+                    }
+                }
                 Ok(RolledBack { before, position, blocks })
             }
             Err(error) => {
                 let what =
                     format!("a rollback ended midway ({error}): give it again, or detach and attach, to finish it");
                 self.0.gate.break_down(Arc::from(what));
+                lease.keep();
                 Err(error)
             }
         }
@@ -207,16 +263,11 @@ impl<P: Platform> Volume<P> {
         let order = past.order();
         if order.len() as u64 != self.geometry().volume_blocks {
             let what = format!("the volume had {} blocks then, and has {}", order.len(), self.geometry().volume_blocks);
-            return Err(RequestError::Refused { what: Arc::from(what) });
+            return Err(refused(what));
         }
-        let differing: Vec<Vec<Block>> = stream::iter(order.chunks(PIECE_BLOCKS))
-            .map(|piece| self.compare(past, piece))
-            // In this order they are read again.
-            .buffered(PIECES)
-            .try_filter(|blocks| std::future::ready(!blocks.is_empty()))
-            .try_collect()
-            .await?;
-        Ok(differing)
+        let mut pieces = each(order.chunks(PIECE_BLOCKS), |piece| self.compare(past, piece)).await?;
+        pieces.retain(|blocks| !blocks.is_empty());
+        Ok(pieces)
     }
 
     /// Those of the blocks that differ. All of these have been read.
@@ -266,11 +317,34 @@ impl<P: Platform> Volume<P> {
     }
 }
 
+/// What `work` makes of each of `pieces`, in their order. After the first error no more are begun; those under way end, since
+/// a read that is dropped would hold its slot for ever.
+async fn each<I, T, F: Future<Output = Result<T, RequestError>>>(
+    pieces: impl IntoIterator<Item = I>,
+    work: impl Fn(I) -> F,
+) -> Result<Vec<T>, RequestError> {
+    let failed = Cell::new(false);
+    let (work, failed) = (&work, &failed);
+    let one = |piece| async move {
+        if failed.get() {
+            return None;
+        }
+        let result = work(piece).await;
+        failed.set(failed.get() || result.is_err());
+        Some(result)
+    };
+    let results: Vec<_> = stream::iter(pieces).map(one).buffered(PIECES).collect().await;
+    results.into_iter().flatten().collect()
+}
+
+fn refused(what: String) -> RequestError {
+    RequestError::Refused { what: Arc::from(what) }
+}
+
 fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|byte| *byte == 0)
 }
 
 fn memory(blocks: usize) -> Result<Buffer, RequestError> {
-    Buffer::new(blocks * BLOCK_BYTES)
-        .map_err(|error| RequestError::Refused { what: Arc::from(format!("no memory for a rollback: {error}")) })
+    Buffer::new(blocks * BLOCK_BYTES).map_err(|error| refused(format!("no memory for a rollback: {error}")))
 }

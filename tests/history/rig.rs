@@ -10,12 +10,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use salvol::archive::{Spec, Store, create_store, open_store};
 use salvol::format::{
-    ArchiveAt, BLOCK_BYTES, Block, Compression, FIRST_SLOT_BLOCK, Geometry, Key, Position, SegmentNumber, Superblock,
-    Uuid,
+    ArchiveAt, BLOCK_BYTES, Block, Compression, FIRST_SLOT_BLOCK, Geometry, Key, Position, Superblock, Uuid,
 };
 use salvol::history::{Moment, Past, Scene, Source, Writable};
 use salvol::io::{Buffer, OwnRing, Primary, PrimaryError, UringDevice, UringPlatform};
-use salvol::volume::{OpenError, OpenOptions as VolumeOptions, Operation, Point, Request, RolledBack, Serve, Volume};
+use salvol::volume::{
+    Aim, OpenError, OpenOptions as VolumeOptions, Operation, Point, Request, RolledBack, Serve, Volume,
+};
 
 pub type Engine = Volume<UringPlatform<OwnRing>>;
 
@@ -218,11 +219,11 @@ impl Rig {
         point
     }
 
-    fn past(&self, at: &str) -> (Past<UringPlatform<OwnRing>>, Position, SegmentNumber) {
+    fn past(&self, at: &str) -> (Past<UringPlatform<OwnRing>>, Aim) {
         let source = Source::open_primary(&self.primary()).unwrap();
         let scene = Scene::new(&source, source.resolve(at).unwrap()).unwrap();
-        let (position, needs_from) = (scene.moment().position, scene.oldest_needed());
-        (Past::open(self.platform.clone(), scene, &Writable::No, String::new()).unwrap(), position, needs_from)
+        let aim = scene.aim();
+        (Past::open(self.platform.clone(), scene, &Writable::No, String::new()).unwrap(), aim)
     }
 
     /// Every block of a view of `moment`.
@@ -237,18 +238,18 @@ impl Rig {
 
     /// Rolls the volume back; the model is the test's to set.
     pub fn roll_back(&self, at: &str) -> RolledBack {
-        let (engine, (past, to, needs_from)) = (self.engine(), self.past(at));
-        let done = async move { engine.roll_back(&past, to, needs_from, "before".to_owned()).await };
+        let (engine, (past, aim)) = (self.engine(), self.past(at));
+        let done = async move { engine.roll_back(&past, &aim).await };
         self.platform.block_on(done).unwrap().unwrap()
     }
 
     /// The same, and kills the engine after so long. Whether that was midway.
     pub fn roll_back_killed(&mut self, at: &str, after: Duration) -> bool {
         use salvol::io::Platform;
-        let (engine, (past, to, needs_from)) = (self.engine(), self.past(at));
+        let (engine, (past, aim)) = (self.engine(), self.past(at));
         let clock = self.platform.clone();
         let done = async move {
-            let done = engine.roll_back(&past, to, needs_from, "before".to_owned());
+            let done = engine.roll_back(&past, &aim);
             futures_util::future::select(std::pin::pin!(done), std::pin::pin!(clock.sleep(after))).await;
             engine.unfinished_rollback().is_some()
         };
@@ -261,8 +262,8 @@ impl Rig {
     pub fn finish_rollback(&self) -> bool {
         let engine = self.engine();
         let Some(unfinished) = engine.unfinished_rollback() else { return false };
-        let (past, _, needs_from) = self.past(&unfinished.to.to_string());
-        let done = async move { engine.finish_rollback(&past, needs_from).await };
+        let (past, aim) = self.past(&unfinished.to.to_string());
+        let done = async move { engine.finish_rollback(&past, &aim).await };
         self.platform.block_on(done).unwrap().unwrap();
         true
     }

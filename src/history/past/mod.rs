@@ -18,7 +18,7 @@ use reader::{Reader, Want};
 use super::{HistoryError, Moment, PointIndex, Sited, Source, index_at, rfc3339};
 use crate::format::{BLOCK_BYTES, Block, Offset, SegmentNumber, Superblock};
 use crate::io::{Buffer, Platform};
-use crate::volume::{Operation, Recall, Request, RequestError, Serve, Status};
+use crate::volume::{Aim, Operation, Recall, Request, RequestError, Serve, Status};
 
 /// Where what is written to a past goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct Scene {
     moment: Moment,
     index: PointIndex,
     reader: Arc<Reader>,
+    /// What a store that expires objects can take without expiring what this needs.
+    room: Option<u64>,
 }
 
 impl Scene {
@@ -47,7 +49,20 @@ impl Scene {
     pub fn new(source: &Source, moment: Moment) -> Result<Self, HistoryError> {
         let index = index_at(source, source.volume(), moment.segment, moment.position)?;
         let reader = Arc::new(Reader::new(source, &index)?);
-        Ok(Self { volume: source.volume().clone(), moment, index, reader })
+        let mut scene = Self { volume: source.volume().clone(), moment, index, reader, room: None };
+        scene.room = source.room_before(scene.oldest_needed())?;
+        Ok(scene)
+    }
+
+    /// The moment, for a volume that is to return to it.
+    pub fn aim(&self) -> Aim {
+        Aim {
+            to: self.moment.position,
+            needs_from: self.oldest_needed(),
+            name: self.moment.name(),
+            is_point: self.moment.mark.is_some(),
+            room: self.room,
+        }
     }
 
     /// The moment.
