@@ -79,7 +79,7 @@ done
 say "  $midway rollbacks were finished after a kill"
 ((midway > 0)) || fail "no kill was midway"
 for round in 1 2 3 4; do
-  "$SALVOL" -q restore vol --at "state-$round" --to "$WORK/restored"
+  "$SALVOL" -q restore vol --at "state-$round" --to "$WORK/restored" >/dev/null
   [[ $(sha256sum <"$WORK/restored" | cut -d' ' -f1) == "${sum[$round]}" ]] || fail "state-$round does not come back any more"
   rm "$WORK/restored"
 done
