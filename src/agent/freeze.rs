@@ -102,8 +102,7 @@ impl Freeze {
         let mut freeze = Self { path: path.to_owned(), limit, file, helper: Some((child, BufReader::new(said))) };
         match freeze.hear() {
             line if line == FROZEN => Ok(freeze),
-            line => {
-                let what = line;
+            mut what => {
                 if let Some((mut child, _)) = freeze.helper.take() {
                     let _ = child.kill();
                     let _ = child.wait();
@@ -111,8 +110,8 @@ impl Freeze {
                 if what.is_empty() {
                     // Killed, perhaps when it had frozen it.
                     let _ = ioctl::thaw(&freeze.file);
+                    "its helper has gone".clone_into(&mut what);
                 }
-                let what = if what.is_empty() { "its helper has gone".to_owned() } else { what };
                 Err(FreezeError::Refused { path: path.to_owned(), what })
             }
         }

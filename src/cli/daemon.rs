@@ -300,7 +300,7 @@ impl Daemon {
 }
 
 /// Who uses the device for longer than a look takes.
-fn used_for_long(device: &Path) -> Option<String> {
+pub(crate) fn used_for_long(device: &Path) -> Option<String> {
     let deadline = Instant::now() + LOOKING;
     loop {
         let users = used_by(device)?;

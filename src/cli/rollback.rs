@@ -3,18 +3,15 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use salvol::control::{Request, RunDir, RunFile, users};
+use salvol::control::{Request, RunDir, RunFile};
 use salvol::history::Source;
 use serde::{Deserialize, Serialize};
 
+use super::daemon::used_for_long;
 use super::points::{failure, failure_at};
 use super::running::{connect, find};
 use super::{Failure, Manner, Outcome, table};
-
-/// How long those who only look at every new device may hold it.
-const LOOKERS: Duration = Duration::from_secs(2);
 
 mod ioctl {
     #![expect(unsafe_code, reason = "nix makes unsafe functions of ioctl numbers; this one takes only the descriptor")]
@@ -84,30 +81,13 @@ pub(crate) fn run(arguments: &Arguments, manner: Manner) -> Outcome {
 /// it is part of what the volume is now.
 fn hold(run: &RunFile) -> Result<File, Failure> {
     let failed = |error: std::io::Error| Failure::new(format_args!("{}: {error}", run.device.display()));
-    let deadline = Instant::now() + LOOKERS;
-    loop {
-        let found = users(&run.device);
-        if !found.is_empty() {
-            if Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(50));
-                continue;
-            }
-            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-            let found = found.join(", ");
-            return Err(Failure::new(format_args!("{}: it is in use: {found}; nothing has been changed", run.name)));
-        }
-        let device = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&run.device);
-        match device {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            opened => {
-                let device = opened.map_err(failed)?;
-                device.sync_all().map_err(failed)?;
-                return Ok(device);
-            }
-        }
+    if let Some(users) = used_for_long(&run.device) {
+        return Err(Failure::new(format_args!("{}: it is in use: {users}; nothing has been changed", run.name)));
     }
+    let device = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&run.device);
+    let device = device.map_err(failed)?;
+    device.sync_all().map_err(failed)?;
+    Ok(device)
 }
 
 fn flush(device: &File, path: &Path) -> Outcome {

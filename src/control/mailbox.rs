@@ -11,7 +11,7 @@ use std::task::{Poll, Waker};
 use crate::format::{Position, SegmentNumber, SynchMark};
 use crate::history::{Past, PointInfo, Scene, Whereabouts, Writable, check_label};
 use crate::io::Platform;
-use crate::volume::{Point, RolledBack, Status, Volume};
+use crate::volume::{Aim, Point, RolledBack, Status, Volume};
 
 /// Messages that may wait. There are fewer connections than this.
 const MESSAGES_MAX: usize = 64;
@@ -38,6 +38,7 @@ pub enum Message {
     /// Make the volume what it was.
     RollBack {
         scene: Box<Scene>,
+        aim: Aim,
         answer: Sender<Result<RolledBack, String>>,
     },
     /// Fail the writes that wait for space.
@@ -130,7 +131,12 @@ pub trait Attended: Clone + 'static {
     ///
     /// # Errors
     /// Why it is not, for people.
-    fn roll_back(&self, platform: impl Platform, scene: Scene) -> impl Future<Output = Result<RolledBack, String>>;
+    fn roll_back(
+        &self,
+        platform: impl Platform,
+        scene: Scene,
+        aim: &Aim,
+    ) -> impl Future<Output = Result<RolledBack, String>>;
 
     /// Fails the writes that wait for space.
     fn fail_waiting(&self);
@@ -151,10 +157,9 @@ impl<P: Platform> Attended for Volume<P> {
         self.archived_while(position, wants).await.map_err(|error| error.to_string())
     }
 
-    async fn roll_back(&self, platform: impl Platform, scene: Scene) -> Result<RolledBack, String> {
-        let aim = scene.aim();
+    async fn roll_back(&self, platform: impl Platform, scene: Scene, aim: &Aim) -> Result<RolledBack, String> {
         let past = Past::open(platform, scene, &Writable::No, String::new()).map_err(|error| error.to_string())?;
-        self.roll_back(&past, &aim).await.map_err(|error| error.to_string())
+        self.roll_back(&past, aim).await.map_err(|error| error.to_string())
     }
 
     fn fail_waiting(&self) {
@@ -175,7 +180,7 @@ impl<P: Platform> Attended for Past<P> {
         Err("a view of the past archives nothing".to_owned())
     }
 
-    async fn roll_back(&self, _platform: impl Platform, _scene: Scene) -> Result<RolledBack, String> {
+    async fn roll_back(&self, _platform: impl Platform, _scene: Scene, _aim: &Aim) -> Result<RolledBack, String> {
         Err("a view of the past stays what it is".to_owned())
     }
 
@@ -207,11 +212,11 @@ pub async fn attend<P: Platform>(
                     let _ = answer.send(served.archived(position, || asker.strong_count() > 0).await);
                 });
             }
-            Message::RollBack { scene, answer } => {
+            Message::RollBack { scene, aim, answer } => {
                 let (served, platform) = (served.clone(), platform.clone());
                 let machine = platform.clone();
                 platform.spawn(async move {
-                    let _ = answer.send(served.roll_back(machine, *scene).await);
+                    let _ = answer.send(served.roll_back(machine, *scene, &aim).await);
                 });
             }
             Message::FailWaiting => served.fail_waiting(),

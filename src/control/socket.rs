@@ -18,8 +18,8 @@ use super::agents::Agents;
 use super::protocol::{self, AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
 use super::{Mailbox, Message};
 use crate::format::{BLOCK_BYTES, Position};
-use crate::history::{PointInfo, Scene, Source};
-use crate::volume::RolledBack;
+use crate::history::{HistoryError, PointInfo, Scene, Source};
+use crate::volume::{Aim, RolledBack};
 
 /// Connections at a time. Agents keep one each; more than this is somebody's mistake.
 const CONNECTIONS_MAX: usize = 32;
@@ -247,10 +247,16 @@ fn mark(
 /// Has the volume made what it was. It goes on with that although the asker may be gone: what has begun must end.
 fn roll_back(to: &str, desk: &Desk) -> Result<RolledBack, String> {
     let primary = desk.primary.as_ref().ok_or("a view of the past stays what it is")?;
-    let look = || Source::open_primary(primary).and_then(|source| Scene::new(&source, source.resolve(to)?));
-    let scene = Box::new(look().map_err(|error| error.to_string())?);
+    let look = || -> Result<_, HistoryError> {
+        let source = Source::open_primary(primary)?;
+        let scene = Scene::new(&source, source.resolve(to)?)?;
+        let aim = scene.aim();
+        let room = source.room_before(aim.needs_from)?;
+        Ok((Box::new(scene), Aim { room, ..aim }))
+    };
+    let (scene, aim) = look().map_err(|error| error.to_string())?;
     let (sender, receiver) = channel();
-    if !desk.mailbox.send(Message::RollBack { scene, answer: sender }) {
+    if !desk.mailbox.send(Message::RollBack { scene, aim, answer: sender }) {
         return Err(gone());
     }
     receiver.recv().unwrap_or_else(|_| Err(gone()))

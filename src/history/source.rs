@@ -177,7 +177,10 @@ impl Source {
 
     /// Bytes that can be put into a store that expires its oldest objects, while those from `segment` on must stay. None for
     /// one that expires nothing.
-    pub(super) fn room_before(&self, segment: SegmentNumber) -> Result<Option<u64>, HistoryError> {
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn room_before(&self, segment: SegmentNumber) -> Result<Option<u64>, HistoryError> {
         let Some(store) = &self.store else { return Ok(None) };
         if !matches!(Spec::parse(&store.spec())?, Spec::File(_) | Spec::Device(_)) {
             return Ok(None);

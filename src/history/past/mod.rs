@@ -37,8 +37,6 @@ pub struct Scene {
     moment: Moment,
     index: PointIndex,
     reader: Arc<Reader>,
-    /// What a store that expires objects can take without expiring what this needs.
-    room: Option<u64>,
 }
 
 impl Scene {
@@ -49,25 +47,18 @@ impl Scene {
     pub fn new(source: &Source, moment: Moment) -> Result<Self, HistoryError> {
         let index = index_at(source, source.volume(), moment.segment, moment.position)?;
         let reader = Arc::new(Reader::new(source, &index)?);
-        let mut scene = Self { volume: source.volume().clone(), moment, index, reader, room: None };
-        scene.room = source.room_before(scene.oldest_needed())?;
-        Ok(scene)
+        Ok(Self { volume: source.volume().clone(), moment, index, reader })
     }
 
-    /// The moment, for a volume that is to return to it.
+    /// The moment, for a volume that is to return to it. What room the store has is not known, see [`Source::room_before`].
     pub fn aim(&self) -> Aim {
         Aim {
             to: self.moment.position,
             needs_from: self.oldest_needed(),
             name: self.moment.name(),
             is_point: self.moment.mark.is_some(),
-            room: self.room,
+            room: None,
         }
-    }
-
-    /// The moment.
-    pub fn moment(&self) -> &Moment {
-        &self.moment
     }
 
     /// The oldest segment that it may read.
