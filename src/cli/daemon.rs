@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
-use salvol::control::{Mailbox, Message, Order, RunDir, RunFile, Socket, users};
+use salvol::control::{LOOKING, Mailbox, Message, Order, RunDir, RunFile, Socket, users};
 use salvol::format::{Position, Superblock};
 use salvol::log::Archiving;
 use salvol::ublk::{self, Live, Options, Server, What};
@@ -28,8 +28,6 @@ use super::{Failure, Outcome, past};
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// The same for a daemon that takes over, and knows that one died.
 const RECOVER_PATIENCE: Duration = Duration::from_secs(10);
-/// How long somebody who only looks what is on a device, as udev does, may have it open.
-const LOOKING: Duration = Duration::from_secs(1);
 
 /// Whom to tell that the device can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

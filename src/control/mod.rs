@@ -18,6 +18,6 @@ pub use mailbox::{Mailbox, Message, attend};
 pub use process::is_running;
 pub use protocol::{AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
 pub use run_files::{RunDir, RunFile, view_uuid};
-pub use socket::{Order, Socket};
+pub use socket::{LOOKING, Order, Socket};
 pub use superblocks::{SuperblockError, read_superblock, wipe_superblocks};
 pub use usage::{User, is_mounted_from, users};

@@ -12,11 +12,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::Value;
 
 use super::agents::Agents;
 use super::protocol::{self, AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
-use super::{Mailbox, Message};
+use super::{Mailbox, Message, User, users};
 use crate::format::{BLOCK_BYTES, Position};
 use crate::history::{HistoryError, PointInfo, Scene, Source};
 use crate::volume::{Aim, RolledBack};
@@ -25,6 +26,8 @@ use crate::volume::{Aim, RolledBack};
 const CONNECTIONS_MAX: usize = 32;
 /// A connection that takes nothing for so long is closed.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long somebody who only looks what is on a device, as udev does, may have it open.
+pub const LOOKING: Duration = Duration::from_secs(1);
 /// How often a connection that waits for long looks whether anybody still does.
 const LISTENING: Duration = Duration::from_millis(500);
 /// How long the end of the process waits for the last replies.
@@ -211,6 +214,7 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
             Ok(serde_json::json!({}))
         }
         Request::Rollback { to } => {
+            refuse_users(stream, desk)?;
             let RolledBack { before, position, blocks } = roll_back(&to, desk)?;
             let bytes = blocks * BLOCK_BYTES as u64;
             Ok(serde_json::json!({ "before": format!("p{before}"), "position": position.0, "bytes": bytes }))
@@ -242,6 +246,25 @@ fn mark(
         desk.agents.note(agent, marked.as_ref().map_err(String::as_str));
     }
     marked
+}
+
+/// Refuses while anybody but the asker has the device open for longer than a look takes: what the kernel has cached of it would
+/// be of another time.
+fn refuse_users(stream: &UnixStream, desk: &Desk) -> Result<(), String> {
+    let asker = getsockopt(stream, sockopt::PeerCredentials).map_err(|error| format!("who asks: {error}"))?.pid();
+    let is_other = |user: &User| !matches!(user, User::Process { pid, .. } if i64::from(*pid) == i64::from(asker));
+    let deadline = Instant::now() + LOOKING;
+    loop {
+        let users = users(Path::new(&desk.device));
+        let others: Vec<String> = users.iter().filter(|user| is_other(user)).map(ToString::to_string).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("it is in use: {}; nothing has been changed", others.join(", ")));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Has the volume made what it was. It goes on with that although the asker may be gone: what has begun must end.
