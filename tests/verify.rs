@@ -378,7 +378,10 @@ fn into_parts(rig: &Rig) -> Vec<ObjectName> {
         BatchHeader::parse(&image[at..], &volume).unwrap()
     };
     let count = summary.batches.len();
-    let cuts = [0, count / 3, 2 * count / 3, count];
+    // The first has a point, when the segment has one.
+    let marked = summary.synchs.first().map_or(count / 3, |mark| (mark.point + 1 - summary.first_position.0) as usize);
+    let first = marked.clamp(1, count - 2);
+    let cuts = [0, first, first + (count - first) / 2, count];
     let names = (0..3).map(|part| {
         let (from, to) = (cuts[part], cuts[part + 1]);
         let last = batch(to - 1);

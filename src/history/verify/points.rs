@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::image::{Flaw, Hurt};
 use super::{Kind, SegmentCopy, Sighted, Survey, VerifyFinding, VerifyReport};
 use crate::format::{EntryKind, Offset, SegmentNumber, Summary};
+use crate::history::digest::Depth;
 use crate::history::fetch::{Want, fetch};
 use crate::history::point::Stop;
 use crate::history::scan::oldest_needed;
@@ -103,7 +104,7 @@ fn chained(source: &Source) -> Result<(Vec<Stop>, BTreeSet<SegmentNumber>), Hist
     let mut looks = 0;
     loop {
         source.refresh()?;
-        let stops = source.stops(|_| false)?.stops;
+        let stops = source.stops(Depth::Summaries, |_| false)?.stops;
         let broken = broken(source, &stops);
         looks += 1;
         if broken.is_empty() || source.primary.is_none() || looks == LOOKS_MAX {
@@ -210,11 +211,13 @@ impl Judge<'_> {
             let mut points: Vec<u64> = reaching(&self.stops, *segment).collect();
             // Of one that is not in the chain, the marks are those of a copy whose batches could be read all the same.
             let outside = !self.stops.iter().any(|stop| stop.segment == *segment);
-            let mut readable =
-                copies.iter().filter(|copy| copy.segment == *segment && copy.last_checksum.is_some()).peekable();
-            let unknown = outside && readable.peek().is_none();
+            let (readable, unreadable): (Vec<_>, Vec<_>) =
+                copies.iter().filter(|copy| copy.segment == *segment).partition(|copy| copy.last_checksum.is_some());
+            // Parts say nothing of what is in another.
+            let whole = readable.iter().any(|copy| copy.kind != Kind::Part);
+            let unknown = outside && !whole && (readable.is_empty() || !unreadable.is_empty());
             if outside {
-                points.extend(readable.flat_map(|copy| &copy.marks));
+                points.extend(readable.iter().flat_map(|copy| &copy.marks));
             }
             for rank in ranks {
                 let cost = &mut self.costs[rank];
