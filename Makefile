@@ -2,8 +2,9 @@
 PREFIX ?= /usr/local
 HOURS ?= 1
 POINTS ?= 1000
+OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments campaign shell build install clean
+.PHONY: help demo test check bench moments listing campaign shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +25,9 @@ bench: ## speed and write amplification
 
 moments: ## POINTS=1000 synch points, and as many other moments, each restored and viewed (5 minutes)
 	SALVOL_POINTS=$(POINTS) cargo test --test moments -- --nocapture
+
+listing: ## how long an archive of OBJECTS=10000 takes to be listed (1 minute)
+	SALVOL_OBJECTS=$(OBJECTS) cargo test --release --test listing -- --nocapture
 
 campaign: ## the simulator with new seeds for HOURS=1
 	@HOURS=$(HOURS) scripts/campaign

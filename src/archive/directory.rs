@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::devices::rests_on;
 use super::file::{Directory, is_temporary, read_small};
-use super::{Fill, ObjectName, Store, StoreError, canonical};
+use super::{Ends, Fill, ObjectName, Store, StoreError, canonical};
 use crate::format::{BLOCK_BYTES, SegmentNumber, Superblock, Uuid};
 
 const IDENTITY: &str = "salvol-store";
@@ -113,6 +113,20 @@ impl DirectoryStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.location.io(&format!("cannot open the history {history}"), error)),
         }
+    }
+
+    /// What `call` reads of the file of an object.
+    fn read<T>(
+        &self,
+        name: &ObjectName,
+        call: impl FnOnce(&Directory, &str) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        let missing = || StoreError::Missing { store: self.spec(), name: *name };
+        let directory = self.history(&name.history)?.ok_or_else(missing)?;
+        call(&directory, &file_name(name)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => missing(),
+            _ => self.location.io(&format!("cannot read object {name}"), error),
+        })
     }
 
     fn on_own_device(&self, root: &Directory) -> Result<(), StoreError> {
@@ -223,22 +237,15 @@ impl Store for DirectoryStore {
     }
 
     fn get(&self, name: &ObjectName, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
-        let missing = || StoreError::Missing { store: self.spec(), name: *name };
-        let directory = self.history(&name.history)?.ok_or_else(missing)?;
-        directory.read(&file_name(name), range).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => missing(),
-            _ => self.location.io(&format!("cannot read object {name}"), error),
-        })
+        self.read(name, |directory, file| directory.read(file, range.clone()))
+    }
+
+    fn ends(&self, name: &ObjectName, head: u64, tail: u64) -> Result<Ends, StoreError> {
+        self.read(name, |directory, file| directory.read_ends(file, head, tail))
     }
 
     fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {
-        let missing = || StoreError::Missing { store: self.spec(), name: *name };
-        let directory = self.history(&name.history)?.ok_or_else(missing)?;
-        let metadata = directory.file(&file_name(name)).and_then(|file| file.metadata());
-        metadata.map(|metadata| metadata.len()).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => missing(),
-            _ => self.location.io(&format!("cannot read object {name}"), error),
-        })
+        self.read(name, |directory, file| Ok(directory.file(file)?.metadata()?.len()))
     }
 
     fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {

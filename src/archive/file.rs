@@ -17,6 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, RenameFlags, openat, posix_
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
+use super::Ends;
 use crate::io::Buffer;
 
 /// What direct I/O is aligned to; a file system that wants more says so, and is read through the cache.
@@ -175,9 +176,29 @@ impl Directory {
     /// The bytes of `range` of a file, fewer when it ends before, from the device and not from the page cache, where
     /// that is possible.
     pub(super) fn read(&self, name: &str, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let direct = self.file_with(name, OFlag::O_DIRECT).and_then(|file| read_direct(&file, range.clone()));
-        match direct {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => read_dropped(&self.file(name)?, range),
+        self.read_with(name, |_, read| read(range.clone()))
+    }
+
+    /// The same of both ends of a file.
+    pub(super) fn read_ends(&self, name: &str, head: u64, tail: u64) -> io::Result<Ends> {
+        self.read_with(name, |bytes, read| {
+            Ok(Ends { bytes, head: read(0..head)?, tail: read(bytes.saturating_sub(tail)..bytes)? })
+        })
+    }
+
+    /// Gives `take` the length of a file and what reads it.
+    fn read_with<T>(
+        &self,
+        name: &str,
+        take: impl Fn(u64, &dyn Fn(Range<u64>) -> io::Result<Vec<u8>>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let attempt = |flag, read: fn(&File, u64, Range<u64>) -> io::Result<Vec<u8>>| {
+            let file = self.file_with(name, flag)?;
+            let bytes = file.metadata()?.len();
+            take(bytes, &|range| read(&file, bytes, range))
+        };
+        match attempt(OFlag::O_DIRECT, read_direct) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => attempt(OFlag::empty(), read_dropped),
             other => other,
         }
     }
@@ -201,18 +222,17 @@ fn drop_cache(file: &File) {
     let _ = posix_fadvise(file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
-fn clamp(file: &File, range: &Range<u64>) -> io::Result<Range<u64>> {
-    let length = file.metadata()?.len();
+fn clamp(length: u64, range: &Range<u64>) -> Range<u64> {
     let end = range.end.min(length);
-    Ok(range.start.min(end)..end)
+    range.start.min(end)..end
 }
 
 fn length(range: &Range<u64>) -> io::Result<usize> {
     usize::try_from(range.end - range.start).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn read_direct(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
-    let range = clamp(file, &range)?;
+fn read_direct(file: &File, file_bytes: u64, range: Range<u64>) -> io::Result<Vec<u8>> {
+    let range = clamp(file_bytes, &range);
     if range.is_empty() {
         return Ok(Vec::new());
     }
@@ -245,8 +265,8 @@ fn read_blocks(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(have)
 }
 
-fn read_dropped(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
-    let range = clamp(file, &range)?;
+fn read_dropped(file: &File, file_bytes: u64, range: Range<u64>) -> io::Result<Vec<u8>> {
+    let range = clamp(file_bytes, &range);
     drop_cache(file);
     let mut bytes = vec![0; length(&range)?];
     file.read_exact_at(&mut bytes, range.start)?;
@@ -291,7 +311,8 @@ mod tests {
         let file = File::open(scratch.path().join("f")).unwrap();
         for range in [0..10_000, 1..2, 4095..8193, 9_999..20_000, 10_000..10_001, 30_000..40_000] {
             // An unaligned length is no matter to a file that is not opened for direct I/O.
-            assert_eq!(read_direct(&file, range.clone()).unwrap(), read_dropped(&file, range).unwrap());
+            let direct = read_direct(&file, 10_000, range.clone()).unwrap();
+            assert_eq!(direct, read_dropped(&file, 10_000, range).unwrap());
         }
     }
 }

@@ -10,7 +10,7 @@
 //! The bytes are a function of volume, image and packing, of nothing else: the same segment packed again alike is the
 //! same object, and `put` is idempotent.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::frame::{FRAME_BYTES, Packer};
@@ -43,6 +43,29 @@ impl Extent {
     pub const WHOLE: Self = Self { part: 0, first: Offset(0) };
 }
 
+/// What a list of points needs to know of an object's batches, so that it need not read their summary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    /// The oldest segment that any position in the object can need; ≥ 1.
+    pub oldest_needed: SegmentNumber,
+    /// Times of the first and the last batch.
+    pub first_time_ns: i64,
+    pub last_time_ns: i64,
+    /// How many synch points were marked.
+    pub synchs: u32,
+}
+
+impl Outline {
+    fn of(summary: &Summary) -> Self {
+        Self {
+            oldest_needed: SegmentNumber(summary.oldest_needed.0.max(1)),
+            first_time_ns: summary.batches.first().map_or(0, |batch| batch.time_ns()),
+            last_time_ns: summary.batches.last().map_or(0, |batch| batch.time_ns()),
+            synchs: summary.synchs.len() as u32,
+        }
+    }
+}
+
 /// What an object says of its segment before the segment's own bytes begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectHeader {
@@ -59,6 +82,8 @@ pub struct ObjectHeader {
     pub first: Offset,
     /// Blocks of the image: all of the slot, or a part's run of batches and its summary.
     pub blocks: u32,
+    /// None in objects of a salvol that did not write it yet.
+    pub outline: Option<Outline>,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -83,7 +108,11 @@ struct Disk {
     ring: U16,
     key_id: U32,
     first: U32,
-    reserved: [u8; 100],
+    oldest_needed: U64,
+    first_time_ns: I64,
+    last_time_ns: I64,
+    synchs: U32,
+    reserved: [u8; 72],
     superblock: [u8; BLOCK_BYTES],
     checksum: Checksum,
 }
@@ -107,6 +136,7 @@ impl ObjectHeader {
             last_checksum: summary.last_checksum,
             first: extent.first,
             blocks,
+            outline: Some(Outline::of(summary)),
         }
     }
 
@@ -117,6 +147,8 @@ impl ObjectHeader {
 
     /// The header as the first bytes of its object.
     pub fn encode(&self) -> [u8; OBJECT_HEADER_BYTES] {
+        let none = Outline { oldest_needed: SegmentNumber(0), first_time_ns: 0, last_time_ns: 0, synchs: 0 };
+        let outline = self.outline.unwrap_or(none);
         let mut disk = Disk {
             skippable: U32::new(SKIPPABLE),
             skippable_bytes: U32::new(SKIPPABLE_BYTES),
@@ -137,7 +169,11 @@ impl ObjectHeader {
             ring: U16::new(0),
             key_id: U32::new(0),
             first: U32::new(self.first.0),
-            reserved: [0; 100],
+            oldest_needed: U64::new(outline.oldest_needed.0),
+            first_time_ns: I64::new(outline.first_time_ns),
+            last_time_ns: I64::new(outline.last_time_ns),
+            synchs: U32::new(outline.synchs),
+            reserved: [0; 72],
             superblock: self.volume.encode(),
             checksum: Checksum::default(),
         };
@@ -197,6 +233,13 @@ impl ObjectHeader {
         if from == 0 || last < from - 1 || last == u64::MAX {
             return field("last position", last);
         }
+        let oldest_needed = disk.oldest_needed.get();
+        let outline = (oldest_needed > 0).then(|| Outline {
+            oldest_needed: SegmentNumber(oldest_needed),
+            first_time_ns: disk.first_time_ns.get(),
+            last_time_ns: disk.last_time_ns.get(),
+            synchs: disk.synchs.get(),
+        });
         let name = ObjectName {
             history: Uuid(disk.history),
             segment: SegmentNumber(disk.segment.get()),
@@ -212,6 +255,7 @@ impl ObjectHeader {
             last_checksum: disk.last_checksum,
             first,
             blocks,
+            outline,
         })
     }
 
@@ -229,6 +273,7 @@ impl ObjectHeader {
             && last == Some(self.last_position.0)
             && summary.predecessor == self.predecessor
             && summary.last_checksum == self.last_checksum
+            && self.outline.is_none_or(|outline| outline == Outline::of(summary))
     }
 }
 

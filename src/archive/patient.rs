@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Fill, Lease, ObjectName, Spec, Store, StoreError, open_store};
+use super::{Ends, Fill, Lease, ObjectName, Spec, Store, StoreError, open_store};
 use crate::format::Superblock;
 
 /// A store that is opened when it can be.
@@ -68,6 +68,10 @@ impl Store for PatientStore {
 
     fn length(&self, name: &ObjectName) -> Result<u64, StoreError> {
         self.with(|store| store.length(name))
+    }
+
+    fn ends(&self, name: &ObjectName, head: u64, tail: u64) -> Result<Ends, StoreError> {
+        self.with(|store| store.ends(name, head, tail))
     }
 
     fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::frame::Unpacker;
 use super::{
-    ArchiveError, FRAME_BYTES, Frame, FrameTable, OBJECT_HEADER_BYTES, ObjectError, ObjectHeader, ObjectName, Store,
-    StoreError,
+    ArchiveError, Ends, FRAME_BYTES, Frame, FrameTable, OBJECT_HEADER_BYTES, ObjectError, ObjectHeader, ObjectName,
+    Store, StoreError,
 };
 use crate::format::{
     BLOCK_BYTES, FormatError, Offset, Summary, Superblock, block_crc, summary_from_image, summary_from_run,
@@ -20,6 +20,8 @@ use crate::format::{
 const FETCH_BYTES: usize = 2 * 1024 * 1024;
 /// What lies between two frames that are wanted is fetched with them up to so many bytes: cheaper than to ask again.
 const FETCH_GAP_BYTES: u64 = FRAME_BYTES as u64;
+/// What is fetched of an object's end when it is opened: the table, and mostly the summary.
+const TAIL_BYTES: u64 = 64 * 1024;
 
 /// A segment in its archive object, or what there is of it in parts.
 pub struct ArchivedSegment {
@@ -283,23 +285,28 @@ pub(super) struct Object {
     pub(super) header: ObjectHeader,
     pub(super) table: FrameTable,
     pub(super) bytes: u64,
+    /// Its end, until the summary has been looked for in it.
+    tail: Vec<u8>,
     unpacker: Unpacker,
 }
 
 impl Object {
     /// Reads header and table, and checks that the object is the one of its name.
     pub(super) fn open(store: &Arc<dyn Store>, name: &ObjectName) -> Result<Self, ArchiveError> {
-        let bytes = store.length(name)?;
-        let head = store.get(name, 0..OBJECT_HEADER_BYTES as u64)?;
-        let header = ObjectHeader::parse(&head).map_err(|error| ArchiveError::object(name, error))?;
-        if header.name != *name {
-            return Err(ArchiveError::object(name, ObjectError::Name { found: header.name }));
-        }
-        let tail_bytes = FrameTable::tail_bytes_max(&header) as u64;
-        let tail = store.get(name, bytes.saturating_sub(tail_bytes)..bytes)?;
+        let (header, bytes, tail) = match store.ends(name, OBJECT_HEADER_BYTES as u64, TAIL_BYTES) {
+            Ok(Ends { bytes, head, tail }) => (parse_header(&head, name)?, bytes, tail),
+            // In a frame, as it may be: that one costs no more than itself.
+            Err(error) if error.is_bad_sector() => (read_header(store, name)?, store.length(name)?, Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let table_bytes = FrameTable::tail_bytes_max(&header) as u64;
+        let tail = match (tail.len() as u64) < table_bytes.min(bytes) {
+            true => store.get(name, bytes.saturating_sub(table_bytes)..bytes)?,
+            false => tail,
+        };
         let table = FrameTable::parse(&tail, bytes, &header).map_err(|error| ArchiveError::object(name, error))?;
         let unpacker = Unpacker::new().map_err(ArchiveError::Memory)?;
-        Ok(Self { store: Arc::clone(store), name: *name, header, table, bytes, unpacker })
+        Ok(Self { store: Arc::clone(store), name: *name, header, table, bytes, tail, unpacker })
     }
 
     /// Opens it, and checks that it is of `expected`, in whatever history.
@@ -309,13 +316,8 @@ impl Object {
         expected: Option<&Superblock>,
     ) -> Result<Self, ArchiveError> {
         let object = Self::open(store, name)?;
-        match expected {
-            Some(volume) if !object.header.is_of(volume) => {
-                let (found, expected) = (object.header.volume.uuid, volume.uuid);
-                Err(ArchiveError::Volume { name: *name, found, expected })
-            }
-            _ => Ok(object),
-        }
+        expected.map_or(Ok(()), |volume| of_volume(&object.header, volume))?;
+        Ok(object)
     }
 
     /// The summary, or what the batch headers say when it is damaged.
@@ -329,9 +331,20 @@ impl Object {
         }
     }
 
-    /// The summary out of its frame.
+    /// The summary out of its frame, which the end of the object holds unless it is long.
     fn summary(&mut self) -> Result<Summary, ArchiveError> {
-        let raw = self.decode(self.table.frames().len() - 1)?;
+        let tail = std::mem::take(&mut self.tail);
+        let rank = self.table.frames().len() - 1;
+        let frame = &self.table.frames()[rank];
+        let raw = match frame.at.checked_sub(self.bytes - tail.len() as u64) {
+            Some(at) => {
+                let mut raw = vec![0; frame.raw_bytes];
+                unpack(&mut self.unpacker, rank, frame, &tail[at as usize..], &mut raw)
+                    .map_err(|error| ArchiveError::object(&self.name, error))?;
+                raw
+            }
+            None => self.decode(rank)?,
+        };
         let summary = Summary::parse(&raw, &self.header.volume);
         self.agreed(summary)
     }
@@ -391,6 +404,35 @@ impl Object {
         }
         Ok(())
     }
+}
+
+/// The header of the object `name` of `volume`, in whatever history; nothing else of it is read.
+///
+/// # Errors
+/// When the store fails, the object is not there, its header is damaged, or is another volume's or segment's.
+pub fn header_of(store: &Arc<dyn Store>, name: &ObjectName, volume: &Superblock) -> Result<ObjectHeader, ArchiveError> {
+    let header = read_header(store, name)?;
+    of_volume(&header, volume)?;
+    Ok(header)
+}
+
+fn read_header(store: &Arc<dyn Store>, name: &ObjectName) -> Result<ObjectHeader, ArchiveError> {
+    parse_header(&store.get(name, 0..OBJECT_HEADER_BYTES as u64)?, name)
+}
+
+fn parse_header(head: &[u8], name: &ObjectName) -> Result<ObjectHeader, ArchiveError> {
+    let header = ObjectHeader::parse(head).map_err(|error| ArchiveError::object(name, error))?;
+    if header.name != *name {
+        return Err(ArchiveError::object(name, ObjectError::Name { found: header.name }));
+    }
+    Ok(header)
+}
+
+fn of_volume(header: &ObjectHeader, volume: &Superblock) -> Result<(), ArchiveError> {
+    if header.is_of(volume) {
+        return Ok(());
+    }
+    Err(ArchiveError::Volume { name: header.name, found: header.volume.uuid, expected: volume.uuid })
 }
 
 /// Runs of frames that are fetched together.

@@ -52,6 +52,14 @@ pub struct Fill {
     pub capacity: u64,
 }
 
+/// An object's length, and bytes of its two ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ends {
+    pub bytes: u64,
+    pub head: Vec<u8>,
+    pub tail: Vec<u8>,
+}
+
 /// Says from which segment on somebody reads the past, who would miss what is expired.
 pub type Lease = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
 
@@ -66,6 +74,12 @@ pub trait Store: Send + Sync + 'static {
     /// Bytes of an object. A reader starts at the end, where the frame table is, so it needs to know where that is; a
     /// whole [`Self::list`] for one object would be out of proportion.
     fn length(&self, name: &ObjectName) -> Result<u64, StoreError>;
+
+    /// The first `head` and the last `tail` bytes of an object, all of it when it has less: what a reader begins with.
+    fn ends(&self, name: &ObjectName, head: u64, tail: u64) -> Result<Ends, StoreError> {
+        let bytes = self.length(name)?;
+        Ok(Ends { bytes, head: self.get(name, 0..head)?, tail: self.get(name, bytes.saturating_sub(tail)..bytes)? })
+    }
 
     /// Every object with its length, in the order of the names.
     fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError>;

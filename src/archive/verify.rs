@@ -140,8 +140,9 @@ fn check_header(store: &Arc<dyn Store>, header: &ObjectHeader) -> Result<(), Unf
     if found.image_bytes() != header.image_bytes() {
         return other(ArchiveError::Buffer { name, have: header.image_bytes(), need: found.image_bytes() });
     }
-    // Name or size of the volume may have changed since another attempt; what the segment is may not.
-    if (ObjectHeader { volume: header.volume.clone(), ..found }) != *header {
+    // Name or size of the volume may have changed since another attempt, and the salvol; what the segment is may not.
+    let outline = found.outline.or(header.outline);
+    if (ObjectHeader { volume: header.volume.clone(), outline, ..found }) != *header {
         return other(ArchiveError::object(&name, ObjectError::Summary));
     }
     Ok(())

@@ -172,7 +172,7 @@ fn still_there(source: &Source, slot: Slot, segment: SegmentNumber) -> bool {
 /// archived since it was looked at, under the epoch of a batch that is newer.
 pub(super) fn objects(source: &Source, located: &Located) -> Result<Vec<Archived>, HistoryError> {
     let summary = &located.summary;
-    if !source.has_whole(summary) {
+    if !source.has_whole(summary.segment, summary.epoch) {
         source.refresh()?;
     }
     let mut objects = source.archived(summary.segment);

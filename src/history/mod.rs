@@ -21,6 +21,7 @@
 
 mod check;
 mod damage;
+mod digest;
 mod dump;
 mod dump_text;
 mod error;

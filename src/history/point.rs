@@ -3,17 +3,17 @@
 //! A point is restorable when every segment that its scan needs is there, in one chain: on the primary, in the archive,
 //! or some here and some there.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::scan::oldest_needed;
-use super::source::{Located, Summaries};
+use super::digest::{Depth, Digest, Digests};
+use super::scan::READ_AHEAD;
+use super::source::Located;
 use super::text::{lacks_offset, parse_time, rfc3339};
 use super::{HistoryError, Source};
 use crate::format::{BatchRecord, Checksum, Position, SegmentNumber, Summary, SynchMark};
 use crate::log::Rollback;
-
-/// Segments whose summaries are read together.
-const READ_AHEAD: usize = 32;
 
 /// What the newest point is called.
 const LATEST: &str = "latest";
@@ -187,7 +187,7 @@ impl Source {
 
     /// The same, and what could not be read.
     fn listed(&self) -> Result<(Points, Vec<(SegmentNumber, HistoryError)>), HistoryError> {
-        let Reach { stops, mut unread } = self.stops(|_| false)?;
+        let Reach { stops, mut unread } = self.stops(Depth::Headers, |_| false)?;
         if let Some(rank) = unread.iter().position(|(_, error)| error.is_of_store()) {
             return Err(unread.swap_remove(rank).1.plain());
         }
@@ -214,25 +214,26 @@ impl Source {
 
     /// Every segment there is, each with its part of the chain; no older ones once `enough` holds of those that have been
     /// read, newest first.
-    pub(super) fn stops(&self, enough: impl Fn(&[Stop]) -> bool) -> Result<Reach, HistoryError> {
+    pub(super) fn stops(&self, depth: Depth, enough: impl Fn(&[Stop]) -> bool) -> Result<Reach, HistoryError> {
         let (mut stops, mut unread): (Vec<Stop>, Vec<(SegmentNumber, HistoryError)>) = (Vec::new(), Vec::new());
-        let mut next: Option<(SegmentNumber, Checksum, Position)> = None;
-        let mut read = Summaries::new();
+        let mut next: Option<Arc<Digest>> = None;
+        let mut read = Digests::new();
         let numbers: Vec<SegmentNumber> = self.numbers().into_iter().rev().collect();
         for (rank, segment) in numbers.iter().copied().enumerate() {
             if enough(&stops) {
                 break;
             }
-            if rank % READ_AHEAD == 0 {
-                read = self.summaries_of(&numbers[rank..numbers.len().min(rank + READ_AHEAD)]);
+            if rank % READ_AHEAD as usize == 0 {
+                read = self.digests_of(&numbers[rank..numbers.len().min(rank + READ_AHEAD as usize)], depth);
             }
-            let successor = next.filter(|(above, ..)| *above == segment.plus(1)).map(|(_, checksum, _)| checksum);
-            let found = match self.locate_among(segment, successor, &read) {
+            let above = next.as_ref().filter(|above| above.segment == segment.plus(1));
+            let successor = above.map(|above| above.predecessor);
+            let found = match self.digest(segment, successor, &read) {
                 // Of another past: the chain is broken here, and begins anew.
-                Err(HistoryError::Chain { .. }) => self.locate_among(segment, None, &read),
+                Err(HistoryError::Chain { .. }) => self.digest(segment, None, &read),
                 other => other,
             };
-            let found = match found {
+            let (found, on_primary) = match found {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
                 Err(error) => {
@@ -240,30 +241,30 @@ impl Source {
                     continue;
                 }
             };
-            let summary = &found.summary;
-            if successor != Some(summary.last_checksum) {
-                unread.extend(self.cut_off(&found).map(|error| (segment, error)));
+            if successor != Some(found.last_checksum) && !on_primary {
+                let cut_off = self.cut_off_behind(segment, found.last_checksum, found.last_position);
+                unread.extend(cut_off.map(|error| (segment, error)));
             }
-            let continues = successor == Some(summary.last_checksum)
-                && next.is_some_and(|(_, _, first)| first == summary.last_position().next());
+            let continues = successor == Some(found.last_checksum)
+                && above.is_some_and(|above| above.first_position == found.last_position.next());
             if !continues {
                 close_chain(&mut stops);
             }
-            next = Some((segment, summary.predecessor, summary.first_position));
             stops.push(Stop {
                 segment,
-                oldest_needed: oldest_needed(summary),
+                oldest_needed: found.oldest_needed,
                 // Where it begins is known when it is closed.
                 chained_from: SegmentNumber(0),
-                last_checksum: summary.last_checksum,
-                on_primary: found.slot.is_some(),
-                first_position: summary.first_position,
-                last_position: summary.last_position(),
-                archived_to: self.archived_to(summary),
-                first_time_ns: summary.batches.first().map_or(0, |batch| batch.time_ns()),
-                last_time_ns: summary.batches.last().map_or(0, |batch| batch.time_ns()),
-                marks: summary.synchs.clone(),
+                last_checksum: found.last_checksum,
+                on_primary,
+                first_position: found.first_position,
+                last_position: found.last_position,
+                archived_to: self.archived_to(&found),
+                first_time_ns: found.first_time_ns,
+                last_time_ns: found.last_time_ns,
+                marks: found.marks.clone(),
             });
+            next = Some(found);
         }
         close_chain(&mut stops);
         stops.reverse();
@@ -361,7 +362,7 @@ impl Source {
                 broken || read.last().is_some_and(|oldest| oldest.segment <= marked.oldest_needed)
             })
         };
-        let Reach { stops, unread } = self.stops(enough)?;
+        let Reach { stops, unread } = self.stops(Depth::Headers, enough)?;
         let marked = stops.iter().rposition(|stop| !stop.marks.is_empty());
         let (segment, oldest) =
             marked.map_or_else(Default::default, |rank| (stops[rank].segment, stops[rank].oldest_needed));

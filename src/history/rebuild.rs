@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::digest::Depth;
 use super::salvage::{Salvaged, slot_of};
 use super::{Damage, HistoryError, PointIndex, Progress, Segments, Sited, Source, index_at, rfc3339};
 use crate::archive::{ArchiveError, FRAME_BYTES, ForkRecord, ObjectError, ObjectName, Store, StoreError};
@@ -335,7 +336,8 @@ fn give_up(
         let (position, segment) = (fork.position, fork.segment);
         return Err(HistoryError::Loss { newest, position, segment, source: Box::new(trouble) });
     }
-    let stops = source.stops(|read| read.last().is_some_and(|oldest| oldest.segment <= fork.segment))?.stops;
+    let stops =
+        source.stops(Depth::Headers, |read| read.last().is_some_and(|oldest| oldest.segment <= fork.segment))?.stops;
     let marks = stops.iter().flat_map(|stop| &stop.marks).filter(|mark| mark.point > fork.position.0);
     let points: Vec<String> = marks.map(|mark| format!("p{}", mark.point)).collect();
     log::warn!("what is newer than position {} is given up: {trouble}", fork.position);

@@ -11,6 +11,7 @@
 //! Nothing here does I/O: summaries come from a [`Segments`], so that the simulator checks every position with it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::HistoryError;
@@ -18,6 +19,9 @@ use crate::format::{
     Block, Checksum, Entry, EntryKind, Offset, Place, Position, SegmentNumber, Slot, Summary, Superblock,
 };
 use crate::index::{Index, Mapping};
+
+/// Segments whose summaries are read together.
+pub(super) const READ_AHEAD: u64 = 32;
 
 /// Where summaries come from.
 pub trait Segments {
@@ -27,6 +31,9 @@ pub trait Segments {
     /// # Errors
     /// When there is none, or it is damaged.
     fn summary(&self, segment: SegmentNumber, successor: Option<Checksum>) -> Result<Arc<Summary>, HistoryError>;
+
+    /// These will be asked for next, the last of them first.
+    fn expect(&self, _segments: Range<u64>) {}
 }
 
 /// Summaries in memory, of which there is one for each segment.
@@ -100,6 +107,9 @@ pub fn index_at(
     scan.take(&newest)?;
     let oldest = oldest_needed(&newest);
     for number in (oldest.0..segment.0).rev() {
+        if (segment.0 - number) % READ_AHEAD == 1 {
+            segments.expect(number.saturating_sub(READ_AHEAD - 1).max(oldest.0)..number + 1);
+        }
         let successor = scan.next.map(|(checksum, _)| checksum);
         let older = segments.summary(SegmentNumber(number), successor).map_err(gone)?;
         scan.take(&older)?;

@@ -6,20 +6,23 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::digest::Digest;
 use super::primary::View;
 use super::scan::sound;
 use super::target::is_one_of;
 use super::{HistoryError, Segments};
 use crate::archive::{
-    ArchiveError, ArchivedSegment, Lineage, ObjectName, Spec, Store, StoreError, one_past, open_store, store_identity,
+    ArchiveError, ArchivedSegment, Lineage, ObjectHeader, ObjectName, Spec, Store, StoreError, one_past, open_store,
+    store_identity,
 };
 use crate::format::{Checksum, FormatError, Position, SegmentNumber, Slot, Summary, Superblock};
 use crate::log::scan::ScanError;
 
-/// Threads that read summaries from a store.
+/// Threads that read from a store.
 const READERS: usize = 8;
 
 /// A segment as it may be in the archive.
@@ -40,9 +43,6 @@ impl Archived {
     }
 }
 
-/// Summaries of archived segments, as far as they could be read.
-pub(super) type Summaries = HashMap<Archived, Arc<Summary>>;
-
 /// What there is of each segment in the archive, the likeliest first.
 pub(super) type Objects = BTreeMap<SegmentNumber, Vec<Archived>>;
 
@@ -52,6 +52,8 @@ pub struct Source {
     pub(super) primary: Option<View>,
     pub(super) store: Option<Arc<dyn Store>>,
     objects: RefCell<Objects>,
+    /// Summaries that a scan is about to ask for.
+    expected: RefCell<HashMap<Archived, Arc<Summary>>>,
 }
 
 /// A segment's summary and where it was found.
@@ -81,7 +83,7 @@ impl Source {
                 (None, BTreeMap::new())
             }
         };
-        Ok(Self { volume, primary: Some(view), store, objects: RefCell::new(objects) })
+        Ok(Self { volume, primary: Some(view), store, objects: RefCell::new(objects), expected: RefCell::default() })
     }
 
     /// What is on the primary at `path` itself, whatever its archive has.
@@ -90,7 +92,13 @@ impl Source {
     /// When there is no volume, or the primary cannot be read.
     pub fn open_primary_alone(path: &Path) -> Result<Self, HistoryError> {
         let view = View::open(path)?;
-        Ok(Self { volume: view.volume.clone(), primary: Some(view), store: None, objects: RefCell::default() })
+        Ok(Self {
+            volume: view.volume.clone(),
+            primary: Some(view),
+            store: None,
+            objects: RefCell::default(),
+            expected: RefCell::default(),
+        })
     }
 
     /// The past in the archive `spec` alone: the primary is gone. After rebuilds that of the newest history.
@@ -112,7 +120,7 @@ impl Source {
     /// When the store cannot be listed.
     pub fn open_store(volume: Superblock, store: Option<Arc<dyn Store>>) -> Result<Self, HistoryError> {
         let objects = store.as_ref().map_or(Ok(BTreeMap::new()), |store| list(store, &volume, None))?;
-        Ok(Self { volume, primary: None, store, objects: RefCell::new(objects) })
+        Ok(Self { volume, primary: None, store, objects: RefCell::new(objects), expected: RefCell::default() })
     }
 
     /// The volume: identity, key, geometry.
@@ -128,19 +136,18 @@ impl Source {
         numbers.into_iter().collect()
     }
 
-    /// Whether the archive has the whole segment that `summary` describes, going by names alone.
-    pub(super) fn has_whole(&self, summary: &Summary) -> bool {
-        let whole = |archived: &Archived| matches!(archived, Archived::Whole(name) if name.epoch == summary.epoch);
-        self.objects.borrow().get(&summary.segment).is_some_and(|found| found.iter().any(whole))
+    /// Whether the archive has the whole `segment` whose last batch is of `epoch`, going by names alone.
+    pub(super) fn has_whole(&self, segment: SegmentNumber, epoch: u64) -> bool {
+        let whole = |archived: &Archived| matches!(archived, Archived::Whole(name) if name.epoch == epoch);
+        self.objects.borrow().get(&segment).is_some_and(|found| found.iter().any(whole))
     }
 
-    /// The last position of the segment of `summary` that the archive has: all of it, or what is in parts.
-    pub(super) fn archived_to(&self, summary: &Summary) -> Position {
-        if self.has_whole(summary) {
-            return summary.last_position();
+    /// The last position of the segment of `digest` that the archive has: all of it, or what is in parts.
+    pub(super) fn archived_to(&self, digest: &Digest) -> Position {
+        if self.has_whole(digest.segment, digest.epoch) {
+            return digest.last_position;
         }
-        let parts =
-            self.archived(summary.segment).into_iter().filter(|archived| matches!(archived, Archived::Parts(_)));
+        let parts = self.archived(digest.segment).into_iter().filter(|archived| matches!(archived, Archived::Parts(_)));
         let last = |parts| Some(self.open_archived(&parts).ok()?.summary().last_position());
         parts.filter_map(last).max().unwrap_or_default()
     }
@@ -229,21 +236,31 @@ impl Source {
     /// Why `found`, an open segment in parts, does not go on to its end: a part behind its last one that is damaged, or
     /// the gap before one that is not.
     pub(super) fn cut_off(&self, found: &Located) -> Option<HistoryError> {
-        let (summary, store) = (&found.summary, self.store.as_ref().filter(|_| found.slot.is_none())?);
-        for archived in self.archived(summary.segment) {
+        let Located { summary, slot: None } = found else { return None };
+        self.cut_off_behind(summary.segment, summary.last_checksum, summary.last_position())
+    }
+
+    /// The same, of the open `segment` in the archive whose last batch has this `checksum`, at the position `end`.
+    pub(super) fn cut_off_behind(
+        &self,
+        segment: SegmentNumber,
+        checksum: Checksum,
+        end: Position,
+    ) -> Option<HistoryError> {
+        let store = self.store.as_ref()?;
+        for archived in self.archived(segment) {
             let Archived::Parts(names) = &archived else { continue };
             let object = match self.open_archived(&archived) {
-                Ok(object) if object.summary().last_checksum == summary.last_checksum => object,
+                Ok(object) if object.summary().last_checksum == checksum => object,
                 Ok(_) => continue,
                 Err(error) => return Some(error),
             };
             let of = |name: &ObjectName| (name.epoch, name.part);
             let last = of(&object.header().name);
             for name in names.iter().filter(|name| of(name) > last) {
-                let segment = summary.segment;
                 match open_in(store, &self.volume, &Archived::Whole(*name)) {
-                    Ok(part) if part.summary().first_position > summary.last_position().next() => {
-                        let (position, archive) = (summary.last_position().next(), self.archive_word());
+                    Ok(part) if part.summary().first_position > end.next() => {
+                        let (position, archive) = (end.next(), self.archive_word());
                         return Some(HistoryError::Gone { position, segment, archive });
                     }
                     Ok(_) => {}
@@ -259,24 +276,25 @@ impl Source {
         None
     }
 
-    /// The summaries of the objects of `segments` that are in no slot, read a few at a time: a store may take its time for
-    /// each.
-    pub(super) fn summaries_of(&self, segments: &[SegmentNumber]) -> Summaries {
-        let Some(store) = &self.store else { return Summaries::new() };
-        let here = |segment: &&SegmentNumber| {
-            self.primary.as_ref().is_some_and(|view| view.slots.found.contains_key(*segment))
-        };
-        let wanted: Vec<Archived> =
-            segments.iter().filter(|segment| !here(segment)).flat_map(|segment| self.archived(*segment)).collect();
-        let volume = &self.volume;
-        // What cannot be read now is tried again by whoever wants it, who then says why.
-        let read = |wanted: &[Archived]| -> Vec<(Archived, Arc<Summary>)> {
-            let summary = |archived| open_in(store, volume, archived).map(|object| Arc::new(object.summary().clone()));
-            wanted.iter().filter_map(|archived| Some((archived.clone(), summary(archived).ok()?))).collect()
+    /// What `read` makes of the objects of `segments` that are in no slot, a few at a time: a store may take its time for each.
+    /// What cannot be read now is tried again by whoever wants it, who then says why.
+    pub(super) fn read_together<T: Send + Sync>(
+        &self,
+        segments: &[SegmentNumber],
+        read: impl Fn(&Arc<dyn Store>, &Archived) -> Option<T> + Sync,
+    ) -> HashMap<Archived, Arc<T>> {
+        let Some(store) = &self.store else { return HashMap::new() };
+        let wanted: Vec<Archived> = segments
+            .iter()
+            .filter(|segment| !self.is_here(**segment))
+            .flat_map(|segment| self.archived(*segment))
+            .collect();
+        let read = |wanted: &[Archived]| -> Vec<(Archived, Arc<T>)> {
+            wanted.iter().filter_map(|archived| Some((archived.clone(), Arc::new(read(store, archived)?)))).collect()
         };
         std::thread::scope(|scope| {
             let share = wanted.len().div_ceil(READERS).max(1);
-            let readers: Vec<_> = wanted.chunks(share).map(|wanted| scope.spawn(move || read(wanted))).collect();
+            let readers: Vec<_> = wanted.chunks(share).map(|wanted| scope.spawn(|| read(wanted))).collect();
             readers.into_iter().filter_map(|reader| reader.join().ok()).flatten().collect()
         })
     }
@@ -305,38 +323,48 @@ impl Source {
         segment: SegmentNumber,
         successor: Option<Checksum>,
     ) -> Result<Option<Located>, HistoryError> {
-        self.locate_among(segment, successor, &Summaries::new())
+        let if_sound = |summary: Arc<Summary>| Some(summary).filter(|summary| sound(summary, segment));
+        let found = self.pick(
+            segment,
+            if_sound,
+            |archived| {
+                let expected = self.expected.borrow_mut().remove(archived);
+                let summary = match expected {
+                    Some(summary) => summary,
+                    None => Arc::new(self.open_archived(archived)?.summary().clone()),
+                };
+                Ok(if_sound(summary))
+            },
+            |summary| successor.is_none_or(|checksum| checksum == summary.last_checksum),
+        )?;
+        Ok(found.map(|(summary, slot)| Located { summary, slot }))
     }
 
-    /// The same; `read` has summaries of objects that have been read already.
-    pub(super) fn locate_among(
+    /// Of all that could be `segment`, slots first, the first that `fits`, as `in_slot` makes it of the summary there or
+    /// `in_archive` reads it; they say None of what is not sound.
+    pub(super) fn pick<T>(
         &self,
         segment: SegmentNumber,
-        successor: Option<Checksum>,
-        read: &Summaries,
-    ) -> Result<Option<Located>, HistoryError> {
+        in_slot: impl Fn(Arc<Summary>) -> Option<T>,
+        in_archive: impl Fn(&Archived) -> Result<Option<T>, HistoryError>,
+        fits: impl Fn(&T) -> bool,
+    ) -> Result<Option<(T, Option<Slot>)>, HistoryError> {
         let mut trouble = None;
-        let fits = |summary: &Summary| successor.is_none_or(|checksum| checksum == summary.last_checksum);
         if let Some(view) = &self.primary {
             for slot in view.slots.found.get(&segment).into_iter().flatten() {
                 match view.summary(*slot, segment) {
-                    Ok(summary) if !sound(&summary, segment) => trouble = Some(HistoryError::Chain { segment }),
-                    Ok(summary) if fits(&summary) => return Ok(Some(Located { summary, slot: Some(*slot) })),
-                    Ok(_) => trouble = Some(HistoryError::Chain { segment }),
+                    Ok(summary) => match in_slot(summary).filter(&fits) {
+                        Some(found) => return Ok(Some((found, Some(*slot)))),
+                        None => trouble = Some(HistoryError::Chain { segment }),
+                    },
                     Err(source) => trouble = self.slot_trouble(view, *slot, segment, source),
                 }
             }
         }
         for archived in self.archived(segment) {
-            let summary = match read.get(&archived) {
-                Some(summary) => Ok(Arc::clone(summary)),
-                None => self.open_archived(&archived).map(|object| Arc::new(object.summary().clone())),
-            };
-            match summary {
-                Ok(summary) if sound(&summary, segment) && fits(&summary) => {
-                    return Ok(Some(Located { summary, slot: None }));
-                }
-                Ok(_) => trouble = Some(HistoryError::Chain { segment }),
+            match in_archive(&archived).map(|found| found.filter(&fits)) {
+                Ok(Some(found)) => return Ok(Some((found, None))),
+                Ok(None) => trouble = Some(HistoryError::Chain { segment }),
                 Err(error) => trouble = Some(error),
             }
         }
@@ -366,17 +394,19 @@ pub(super) fn open_in(
         Archived::Parts(names) => names.first().map_or(SegmentNumber(0), |name| name.segment),
     };
     let segment = segment.map_err(|source| HistoryError::DamagedObject { segment: number, source })?;
-    let (here, there) = (volume.geometry, segment.volume().geometry);
-    if there.segment_blocks != here.segment_blocks {
-        let source = FormatError::Field {
-            what: "archive object header",
-            field: "segment blocks",
-            value: u64::from(there.segment_blocks),
-        };
-        let source = crate::archive::ArchiveError::Object { name: segment.header().name, source: source.into() };
-        return Err(HistoryError::DamagedObject { segment: number, source });
-    }
+    same_blocks(volume, segment.header())?;
     Ok(segment)
+}
+
+/// That a segment of an object has as many blocks as those of `volume`.
+pub(super) fn same_blocks(volume: &Superblock, header: &ObjectHeader) -> Result<(), HistoryError> {
+    let (here, there) = (volume.geometry.segment_blocks, header.volume.geometry.segment_blocks);
+    if there == here {
+        return Ok(());
+    }
+    let source = FormatError::Field { what: "archive object header", field: "segment blocks", value: u64::from(there) };
+    let source = ArchiveError::Object { name: header.name, source: source.into() };
+    Err(HistoryError::DamagedObject { segment: header.name.segment, source })
 }
 
 /// What there is of the volume's past, without that of a past that was given up, see [`one_past`].
@@ -407,5 +437,13 @@ impl Segments for Source {
         let found = self.locate(segment, successor)?.map(|found| found.summary);
         let archive = self.archive_word();
         found.ok_or(HistoryError::Gone { position: Position(0), segment, archive })
+    }
+
+    fn expect(&self, segments: Range<u64>) {
+        let segments: Vec<SegmentNumber> = segments.map(SegmentNumber).collect();
+        let volume = &self.volume;
+        let read =
+            |store: &_, archived: &_| open_in(store, volume, archived).ok().map(|object| object.summary().clone());
+        *self.expected.borrow_mut() = self.read_together(&segments, read);
     }
 }

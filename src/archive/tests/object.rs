@@ -10,7 +10,7 @@ use super::{PACKINGS, Sample, sample, segment, store_with, volume};
 use crate::archive::frame::stored_bytes;
 use crate::archive::{
     ArchiveError, ArchivedSegment, Extent, FRAME_BYTES, Frame, FrameTable, MemoryStore, OBJECT_HEADER_BYTES,
-    ObjectHeader, Packing, Store, encode_object,
+    ObjectHeader, Outline, Packing, Store, encode_object,
 };
 use crate::format::{BLOCK_BYTES, Checksum, Key, Offset, Superblock, Uuid, summary_from_image};
 
@@ -191,6 +191,26 @@ fn a_hostile_table_is_refused_although_its_checksum_holds() {
             assert_eq!(whole(&sample, &larger), value == frame.raw_bytes, "frame {rank}: {value}");
         }
     }
+}
+
+#[test]
+fn an_outline_may_be_absent_and_may_not_be_wrong() {
+    let sample = sample(64, 6, Packing::Zstd(1));
+    let header = ObjectHeader::parse(&sample.object[..OBJECT_HEADER_BYTES]).unwrap();
+    let table = FrameTable::parse(&sample.object, sample.object.len() as u64, &header).unwrap();
+    let end = table.frames().last().unwrap().end() as usize;
+    let with = |outline| {
+        let header = ObjectHeader { outline, ..header.clone() };
+        let mut object = [&header.encode()[..], &sample.object[OBJECT_HEADER_BYTES..end]].concat();
+        table.encode(&header, &mut object);
+        object
+    };
+    let outline = header.outline.unwrap();
+    assert!(with(Some(outline)) == sample.object);
+    assert!(whole(&sample, &with(None)));
+    assert!(!whole(&sample, &with(Some(Outline { synchs: outline.synchs + 1, ..outline }))));
+    assert!(!whole(&sample, &with(Some(Outline { first_time_ns: outline.first_time_ns - 1, ..outline }))));
+    assert!(!whole(&sample, &with(Some(Outline { last_time_ns: outline.last_time_ns + 1, ..outline }))));
 }
 
 #[test]
