@@ -496,3 +496,32 @@ fn wrong_usage_and_help() {
     scratch.salvol(&["man", "pages"]).ok();
     assert!(scratch.path("pages/salvol-create.1").exists());
 }
+
+#[test]
+fn pruning_needs_one_rule_and_an_archive() {
+    let scratch = Scratch::new();
+    scratch.salvol(&["create", "db", "--size", "32M", "--backing", "dir:store"]).ok();
+    scratch.create("plain");
+    scratch.salvol(&["prune", "./db"]).fails(2, &["--keep-for", "--keep-points"]);
+    let both = ["prune", "./db", "--keep-for", "7d", "--keep-points", "3"];
+    scratch.salvol(&both).fails(2, &["cannot be used with"]);
+    scratch.salvol(&["prune", "./db", "--keep-for", "7"]).fails(2, &["not a duration", "7d"]);
+    scratch.salvol(&["prune", "./db", "--keep-for", "0s"]).fails(2, &["no time at all"]);
+    scratch.salvol(&["prune", "./db", "--keep-points", "0"]).fails(2, &["--keep-points"]);
+    scratch.salvol(&["prune", "./plain", "--keep-points", "3"]).fails(1, &["plain", "--backing none"]);
+    scratch.salvol(&["pin", "./plain", "latest"]).fails(4, &["latest"]);
+    scratch.salvol(&["unpin", "./plain", "latest"]).fails(1, &["--backing none"]);
+    for source in ["./db", "dir:store"] {
+        let report = scratch.salvol(&["prune", source, "--keep-for", "7d", "--json"]).ok().json();
+        assert_eq!(report["objects"].as_u64(), Some(0), "{report}");
+        assert_eq!((&report["dry_run"], &report["oldest_restorable"]), (&false.into(), &serde_json::Value::Null));
+        let shown = scratch.salvol(&["prune", source, "--keep-points", "1", "--dry-run"]).ok();
+        assert_eq!(shown.stdout, "everything in the archive is kept\n");
+        scratch.salvol(&["pin", source, "p42"]).fails(4, &["p42"]);
+        scratch.salvol(&["unpin", source, "p42"]).fails(4, &["p42"]);
+    }
+    scratch.salvol(&["prune", "db", "--keep-points", "3"]).fails(1, &["no such volume is attached"]);
+    fs::remove_dir_all(scratch.path("store")).expect("removed");
+    scratch.salvol(&["prune", "./db", "--keep-points", "3"]).fails(1, &["store"]);
+    scratch.salvol(&["prune", "dir:store", "--keep-points", "3"]).fails(1, &["store"]);
+}

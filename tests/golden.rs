@@ -4,7 +4,7 @@
 //! the difference.
 #![allow(clippy::unwrap_used, reason = "a panic is the failure")]
 
-use salvol::archive::ForkRecord;
+use salvol::archive::{ForkRecord, PinRecord};
 use salvol::format::*;
 
 /// Hex lines of sixteen bytes, runs of equal lines as one `*`.
@@ -115,6 +115,17 @@ fn fork_record(checksum: Checksum) -> ForkRecord {
     }
 }
 
+fn pin_record() -> PinRecord {
+    PinRecord {
+        history: Superblock::example().history,
+        position: Position(700),
+        point_time_ns: mark().time_ns,
+        segment: SegmentNumber(9),
+        oldest_needed: SegmentNumber(1),
+        time_ns: 1_700_000_000_500_000_000,
+    }
+}
+
 /// Each structure as bytes, under the name that stands in the document in front of its example.
 fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let volume = Superblock::example();
@@ -132,6 +143,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         ("synch mark", padded(&mark().encode())),
         ("summary", tail),
         ("fork record", fork_record(checksum).encode()),
+        ("pin record", pin_record().encode(&volume)),
     ]
 }
 
@@ -179,6 +191,7 @@ fn the_worked_examples_are_read_back() {
     let mut written = fork_record(batch.checksum);
     written.successor.generation = 0;
     assert_eq!(record, written);
+    assert_eq!(PinRecord::parse(&examples["pin record"], &volume).unwrap(), pin_record());
 }
 
 /// Every bit of every header matters, or is padding that nothing reads; a damaged one is refused, never taken for another.
@@ -204,6 +217,7 @@ fn a_flipped_bit_is_found() {
                 "batch" => BatchHeader::parse(&damaged, &volume).is_ok(),
                 "summary" => Summary::parse(&damaged, &volume).is_ok(),
                 "fork record" => ForkRecord::parse(&damaged, &volume).is_ok(),
+                "pin record" => PinRecord::parse(&damaged, &volume).is_ok(),
                 _ => false,
             };
             assert!(!parsed || (padding && same), "{name}: a flipped bit in byte {at} is not found");
@@ -274,10 +288,40 @@ fn numbers_that_no_log_can_reach_are_refused() {
         let hostile = Summary { first_position: Position(huge), ..summary(Checksum::default()) };
         hostile.encode(&volume, &mut tail);
         assert!(matches!(Summary::parse(&tail, &volume), Err(FormatError::Field { field: "first position", .. })));
+        for record in [
+            PinRecord { position: Position(huge), ..pin_record() },
+            PinRecord { segment: SegmentNumber(huge), ..pin_record() },
+            PinRecord { oldest_needed: SegmentNumber(huge), ..pin_record() },
+        ] {
+            let parsed = PinRecord::parse(&record.encode(&volume), &volume);
+            assert!(matches!(parsed, Err(FormatError::Field { .. })), "{record:?}");
+        }
         assert_eq!(Position(huge).next().0, huge.saturating_add(1));
         if huge > 0 {
             let superblock = Superblock { epoch: huge, ..volume.clone() }.encode();
             assert!(matches!(Superblock::parse(&superblock), Err(FormatError::Field { field: "epoch", .. })));
         }
     }
+}
+
+/// A pin keeps no more than a scan may need, and is of one volume; what is cut short or long is none.
+#[test]
+fn a_pin_that_no_point_can_have_is_refused() {
+    let volume = Superblock::example();
+    for (oldest, segment) in [(10, 9), (1, 10), (1, u64::MAX >> 2)] {
+        let record =
+            PinRecord { oldest_needed: SegmentNumber(oldest), segment: SegmentNumber(segment), ..pin_record() };
+        let parsed = PinRecord::parse(&record.encode(&volume), &volume);
+        assert!(matches!(parsed, Err(FormatError::Field { field: "oldest needed segment", .. })), "{record:?}");
+    }
+    let bytes = pin_record().encode(&volume);
+    for length in (0..bytes.len()).chain([bytes.len() + 1]) {
+        let mut cut = bytes.clone();
+        cut.resize(length, 0);
+        assert!(matches!(PinRecord::parse(&cut, &volume), Err(FormatError::Length { .. })), "{length}");
+    }
+    let other = Superblock { uuid: Uuid([0x12; 16]), ..volume.clone() };
+    assert!(matches!(PinRecord::parse(&bytes, &other), Err(FormatError::Identity { .. })));
+    let other = Superblock { key: Key([0x12; 32]), ..volume };
+    assert!(matches!(PinRecord::parse(&bytes, &other), Err(FormatError::Checksum { .. })));
 }

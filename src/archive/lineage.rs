@@ -20,7 +20,7 @@ const HISTORIES_MAX: usize = 1024;
 
 /// Objects in a store that are a volume's past.
 pub struct Lineage {
-    /// Without fork records, in the order of the log; of one segment's the older epoch first, whatever the history.
+    /// Without fork and pin records, in the order of the log; of one segment's the older epoch first, whatever the history.
     pub names: Vec<ObjectName>,
     /// The largest epoch of any object in the store, of the volume's past or not.
     pub epoch: u64,
@@ -144,6 +144,19 @@ fn ancestors(
     }
     // Only in a circle is it its own ancestor.
     limits.remove(&volume.history).map_or(Ok(limits), |_| Err(circle(volume.history)))
+}
+
+/// The last position that counts of each history of the past of `volume`.
+///
+/// # Errors
+/// When the store fails, or the records lead in a circle.
+pub(super) fn lasts(
+    store: &Arc<dyn Store>,
+    volume: &Superblock,
+    list: &[ObjectName],
+) -> Result<BTreeMap<Uuid, Position>, ArchiveError> {
+    let ancestors = ancestors(store, volume, list)?.into_iter().map(|(history, limit)| (history, limit.position));
+    Ok(ancestors.chain([(volume.history, Position(u64::MAX))]).collect())
 }
 
 fn step(seen: &mut BTreeSet<Uuid>, history: Uuid) -> Result<(), ArchiveError> {

@@ -19,7 +19,7 @@
 //! patient.rs    one that is not there yet, or again
 //! memory.rs     for tests and the simulator      job.rs               one segment, start to end
 //! fork.rs       where a history ends             verify.rs            whether an object is the segment
-//! lineage.rs    whose objects are a volume's past
+//! lineage.rs    whose objects are a volume's past     pin.rs   points that are kept
 //! ```
 
 mod audit;
@@ -34,6 +34,7 @@ mod lineage;
 mod memory;
 mod object;
 mod patient;
+mod pin;
 mod reader;
 mod ring;
 mod spec;
@@ -54,6 +55,7 @@ pub use lineage::{Lineage, one_past};
 pub use memory::{MemoryStore, Mood};
 pub use object::{Extent, OBJECT_HEADER_BYTES, ObjectHeader, Outline, encode_object};
 pub use patient::PatientStore;
+pub use pin::{PIN_RECORD_BYTES, PinRecord, Pins, one_piece_from};
 pub use reader::{ArchivedSegment, header_of};
 pub(crate) use ring::RING_PARTS;
 pub use ring::{Provision, RingKind, RingStore};

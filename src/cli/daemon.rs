@@ -89,7 +89,7 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
             _ => early(error.into()),
         })?;
     let (views, uuid) = (runs.clone(), server.superblock().uuid.to_string());
-    server.lease(Arc::new(move || views.leased_from(&uuid)));
+    let archive = server.lease(Arc::new(move || views.leased_from(&uuid)));
     let recovers = arguments.recover.is_some();
     // Two daemons that ask for the same number could delete each other's device.
     let numbers = if recovers { None } else { Some(runs.lock_numbers().map_err(|error| early(error.into()))?) };
@@ -109,7 +109,7 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     let primary = arguments.view.is_none().then(|| arguments.primary.clone());
     let daemon =
         Daemon { runs, name: name.clone(), mailbox: Arc::clone(&mailbox), orders, is_view: arguments.view.is_some() };
-    let socket = match Socket::listen(&path, group, device.display().to_string(), primary, mailbox, sender) {
+    let socket = match Socket::listen(&path, group, device.display().to_string(), primary, archive, mailbox, sender) {
         Ok(socket) => socket,
         Err(error) => {
             let failure = Failure::new(format_args!("{}: {error}", path.display()));

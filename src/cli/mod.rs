@@ -18,8 +18,10 @@ mod manual;
 mod marking;
 mod parse;
 mod past;
+mod pin;
 mod points;
 mod primary;
+mod prune;
 mod rebuild;
 mod recover;
 mod restore;
@@ -78,6 +80,9 @@ enum Verb {
     Check(check::Arguments),
     Verify(verify::Arguments),
     Dump(dump::Arguments),
+    Prune(prune::Arguments),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
     Features(features::Arguments),
     Completions(manual::Completions),
     Man(manual::Man),
@@ -134,6 +139,9 @@ pub(crate) fn run() -> ExitCode {
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments, manner),
         Verb::Dump(arguments) => dump::run(&arguments),
+        Verb::Prune(arguments) => prune::run(&arguments),
+        Verb::Pin(arguments) => pin::pin(&arguments),
+        Verb::Unpin(arguments) => pin::unpin(&arguments),
         Verb::Features(arguments) => features::run(&arguments),
         Verb::Completions(arguments) => manual::completions(&arguments),
         Verb::Man(arguments) => manual::man(&arguments),

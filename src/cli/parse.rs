@@ -73,6 +73,17 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     duration.ok_or_else(|| format!("{text:?} is not a duration: use 30s, 5m or 7d"))
 }
 
+/// How long ago: `7d`, `2w`, `36h`. A day has 24 hours.
+pub(crate) fn age(text: &str) -> Result<Duration, String> {
+    let span = text.parse::<jiff::Span>().ok();
+    let age = span.and_then(|span| span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok());
+    match age.and_then(|age| Duration::try_from(age).ok()) {
+        Some(Duration::ZERO) => Err(format!("{text:?}: no time at all keeps nothing; use 36h, 7d or 2w")),
+        Some(age) => Ok(age),
+        None => Err(format!("{text:?} is not a duration: use 36h, 7d or 2w")),
+    }
+}
+
 const LIMIT_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A duration that is not nothing.
@@ -188,6 +199,13 @@ mod tests {
         let parsed = ["10s", "0", "500ms", "1h30m", "1m 5s"].map(|text| duration(text).unwrap().as_millis());
         assert_eq!(parsed, [10_000, 0, 500, 5_400_000, 65_000]);
         assert!(["", "10", "-3s", "soon"].iter().all(|text| duration(text).is_err()));
+    }
+
+    #[test]
+    fn ages_have_days() {
+        let hours = ["7d", "36h", "2w", "1d 12h"].map(|text| age(text).unwrap().as_secs() / 3600);
+        assert_eq!(hours, [168, 36, 336, 36]);
+        assert!(["", "7", "-7d", "0s", "1 month", "1y", "soon"].iter().all(|text| age(text).is_err()));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
 
 fn print(points: &Points) {
     if !points.points.is_empty() {
-        table::say!("{:<8} {:<30} {:>8}  {:<8} LABEL", "ID", "TIME", "SEGMENTS", "WHERE");
+        table::say!("{:<8} {:<30} {:>8}  {:<8} {:<6} LABEL", "ID", "TIME", "SEGMENTS", "WHERE", "PINNED");
     }
     for point in &points.points {
         let place = match point.whereabouts {
@@ -39,7 +39,8 @@ fn print(points: &Points) {
             Whereabouts::Mixed => "mixed",
         };
         let label = table::plain(&point.label);
-        table::say!("{:<8} {:<30} {:>8}  {place:<8} {label}", point.id, point.time, point.segments);
+        let pinned = if point.pinned { "pinned" } else { "" };
+        table::say!("{:<8} {:<30} {:>8}  {place:<8} {pinned:<6} {label}", point.id, point.time, point.segments);
     }
     if let (Some(oldest), Some(newest)) = (&points.oldest_restorable, &points.newest_restorable) {
         table::say!("any moment from {oldest} to {newest} can be restored");

@@ -41,6 +41,10 @@ pub enum Message {
         aim: Aim,
         answer: Sender<Result<RolledBack, String>>,
     },
+    /// The archive has been pruned: it can restore from this time on, nanoseconds since 1970.
+    Pruned {
+        archived_from_ns: i64,
+    },
     /// Fail the writes that wait for space.
     FailWaiting,
     /// Stop serving and close the volume, leaving the device to a later daemon.
@@ -138,6 +142,9 @@ pub trait Attended: Clone + 'static {
         aim: &Aim,
     ) -> impl Future<Output = Result<RolledBack, String>>;
 
+    /// From now on the archive can restore from this time on.
+    fn pruned(&self, archived_from_ns: i64);
+
     /// Fails the writes that wait for space.
     fn fail_waiting(&self);
 }
@@ -162,6 +169,10 @@ impl<P: Platform> Attended for Volume<P> {
         self.roll_back(&past, aim).await.map_err(|error| error.to_string())
     }
 
+    fn pruned(&self, archived_from_ns: i64) {
+        self.set_archived_from(archived_from_ns);
+    }
+
     fn fail_waiting(&self) {
         self.fail_waiting();
     }
@@ -183,6 +194,8 @@ impl<P: Platform> Attended for Past<P> {
     async fn roll_back(&self, _platform: impl Platform, _scene: Scene, _aim: &Aim) -> Result<RolledBack, String> {
         Err("a view of the past stays what it is".to_owned())
     }
+
+    fn pruned(&self, _archived_from_ns: i64) {}
 
     fn fail_waiting(&self) {}
 }
@@ -219,6 +232,7 @@ pub async fn attend<P: Platform>(
                     let _ = answer.send(served.roll_back(machine, *scene, &aim).await);
                 });
             }
+            Message::Pruned { archived_from_ns } => served.pruned(archived_from_ns),
             Message::FailWaiting => served.fail_waiting(),
             Message::Leave => leaving.set(true),
         }

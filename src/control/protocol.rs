@@ -7,6 +7,9 @@
 //! {"command":"archived","position":1234}                           {"ok":{"position":1234}}
 //! {"command":"report","agent":{"name":"pg"},"error":"no server"}   {"ok":{}}
 //! {"command":"rollback","to":"p42"}                                {"ok":{"before":"p99","position":1234,"bytes":40960}}
+//! {"command":"pin","point":"p42"}                                 {"ok":{"id":"p42","segments":9,"already":false,...}}
+//! {"command":"unpin","point":"p42"}                               {"ok":{"id":"p42","segments":4,...}}
+//! {"command":"prune","keep_points":10,"dry_run":true}              {"ok":{"segments":7,"bytes":40960,...}}
 //! {"command":"detach","force":false}                               {"error":"mounted at /mnt"}
 //! ```
 //!
@@ -48,6 +51,24 @@ pub enum Request {
     /// Answered when the volume is what it was at the moment `to`, a POINT. Requests wait meanwhile.
     Rollback {
         to: String,
+    },
+    /// Answered when no pruning and no ring removes the synch point any more.
+    Pin {
+        point: String,
+    },
+    /// Answered when the pin is gone, and the segments that only it kept.
+    Unpin {
+        point: String,
+    },
+    /// Answered when what the rule, one of the two, does not keep has left the archive.
+    Prune {
+        /// RFC 3339.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep_since: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep_points: Option<u64>,
+        #[serde(default)]
+        dry_run: bool,
     },
     Detach {
         #[serde(default)]
@@ -130,6 +151,11 @@ mod tests {
         assert_eq!(archived, Ok(Request::Archived { position: 1234 }));
         let rollback = Request::parse(br#"{"command":"rollback","to":"p42"}"#);
         assert_eq!(rollback, Ok(Request::Rollback { to: "p42".into() }));
+        let [pin, unpin] = ["pin", "unpin"].map(|verb| format!(r#"{{"command":"{verb}","point":"p42"}}"#));
+        assert_eq!(Request::parse(pin.as_bytes()), Ok(Request::Pin { point: "p42".into() }));
+        assert_eq!(Request::parse(unpin.as_bytes()), Ok(Request::Unpin { point: "p42".into() }));
+        let prune = Request::parse(br#"{"command":"prune","keep_points":10,"dry_run":true}"#);
+        assert_eq!(prune, Ok(Request::Prune { keep_since: None, keep_points: Some(10), dry_run: true }));
         assert_eq!(Request::parse(br#"{"command":"detach","force":true}"#), Ok(Request::Detach { force: true }));
     }
 

@@ -124,6 +124,15 @@ impl RunDir {
         }
     }
 
+    /// The right to pin, unpin and prune of the archive of volume `uuid`: one at a time on this machine. None for a user who
+    /// can have no lock here, as no daemon of root's does what he does.
+    pub fn lock_archive(&self, uuid: &str) -> Option<File> {
+        self.make().ok()?;
+        // No volume is called so.
+        let file = self.lock_file(&format!("#{uuid}")).ok()?;
+        file.lock().ok().map(|()| file)
+    }
+
     /// Lock files stay: one that is removed could be locked twice.
     fn lock_file(&self, name: &str) -> io::Result<File> {
         OpenOptions::new().append(true).create(true).mode(0o600).open(self.0.join(format!("{name}.lock")))

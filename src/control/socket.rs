@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::agents::Agents;
 use super::protocol::{self, AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
+use super::retention::{Retention, ServedArchive};
 use super::{Mailbox, Message, User, users};
 use crate::format::{BLOCK_BYTES, Position};
 use crate::history::{HistoryError, PointInfo, Scene, Source};
@@ -57,6 +58,8 @@ struct Desk {
     device: String,
     /// The primary of a volume; a view of the past has none of its own.
     primary: Option<PathBuf>,
+    /// The archive of a volume that has one.
+    archive: Option<ServedArchive>,
     connections: AtomicUsize,
     /// Requests that have no reply yet.
     busy: AtomicUsize,
@@ -73,6 +76,7 @@ impl Socket {
         group: Option<u32>,
         device: String,
         primary: Option<PathBuf>,
+        archive: Option<ServedArchive>,
         mailbox: Arc<Mailbox>,
         orders: Sender<Order>,
     ) -> io::Result<Self> {
@@ -92,7 +96,8 @@ impl Socket {
         fs::set_permissions(&aside, fs::Permissions::from_mode(mode))?;
         fs::rename(&aside, path)?;
         let (connections, busy) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let desk = Arc::new(Desk { mailbox, orders, device, primary, connections, busy, agents: Agents::default() });
+        let desk =
+            Arc::new(Desk { mailbox, orders, device, primary, archive, connections, busy, agents: Agents::default() });
         let its_desk = Arc::clone(&desk);
         std::thread::Builder::new().name("control".to_owned()).spawn(move || accept(&listener, &its_desk))?;
         Ok(Self { path: path.to_owned(), desk })
@@ -219,6 +224,15 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
             let bytes = blocks * BLOCK_BYTES as u64;
             Ok(serde_json::json!({ "before": format!("p{before}"), "position": position.0, "bytes": bytes }))
         }
+        Request::Pin { point } => told(retention(desk)?.pin(&point)?),
+        Request::Unpin { point } => told(retention(desk)?.unpin(&point)?),
+        Request::Prune { keep_since, keep_points, dry_run } => {
+            let report = retention(desk)?.prune(keep_since.as_deref(), keep_points, dry_run)?;
+            if let Some(archived_from_ns) = report.oldest_restorable_ns.filter(|_| !dry_run) {
+                desk.mailbox.send(Message::Pruned { archived_from_ns });
+            }
+            told(report)
+        }
         Request::Detach { force } => {
             let (sender, receiver) = channel();
             desk.orders.send(Order::Detach { force, answer: sender }).map_err(|_| gone())?;
@@ -226,6 +240,15 @@ fn answer(request: Request, stream: &UnixStream, desk: &Desk) -> Result<Value, S
             Ok(serde_json::json!({ "detached": desk.device }))
         }
     }
+}
+
+fn told(outcome: impl serde::Serialize) -> Result<Value, String> {
+    serde_json::to_value(outcome).map_err(|error| error.to_string())
+}
+
+fn retention(desk: &Desk) -> Result<Retention<'_>, String> {
+    let primary = desk.primary.as_ref().ok_or("a view of the past has no archive of its own; name the volume")?;
+    Ok(Retention { primary, archive: desk.archive.as_ref() })
 }
 
 /// Has a point marked, durably.

@@ -30,6 +30,7 @@ pub use superblock::{
     Superblock, VERSION, is_name,
 };
 pub use synch::{INFO_BYTES_MAX, LABEL_BYTES_MAX, SynchMark};
+pub(crate) use units::check_counts;
 pub use units::{Block, Offset, Place, Position, SegmentNumber, Slot, Uuid};
 pub use walk::{Walk, summary_from_image, summary_from_run, walk_segment};
 

@@ -50,7 +50,7 @@ number! {
 pub(super) const COUNT_MAX: u64 = 1 << 62;
 
 /// Refuses a structure whose counts, given by name, are none of a log's.
-pub(super) fn check_counts(what: &'static str, counts: [(&'static str, U64); 3]) -> Result<(), FormatError> {
+pub(crate) fn check_counts(what: &'static str, counts: [(&'static str, U64); 3]) -> Result<(), FormatError> {
     match counts.into_iter().find(|(_, value)| !(1..=COUNT_MAX).contains(&value.get())) {
         Some((field, value)) => Err(FormatError::Field { what, field, value: value.get() }),
         None => Ok(()),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::archive::{ArchiveError, SpecError, StoreError};
+use crate::archive::{ArchiveError, ObjectName, SpecError, StoreError};
 use crate::format::{FormatError, Position, SegmentNumber};
 use crate::io::PrimaryError;
 use crate::log::scan::ScanError;
@@ -70,6 +70,21 @@ pub enum HistoryError {
          with --accept-loss {position}"
     )]
     Loss { newest: SegmentNumber, position: Position, segment: SegmentNumber, source: Box<HistoryError> },
+    #[error("{name}: the volume keeps no archive (--backing none): there is nothing to pin or to prune")]
+    NoArchive { name: String },
+    #[error("{what}: is not pinned; `salvol points` shows what is")]
+    NotPinned { what: String },
+    /// Nothing is pruned when it is not known what must stay.
+    #[error(
+        "the record of a pin is damaged, and what it keeps is not known: {source}. Nothing was pruned: pin again what it pinned, and \
+         remove it with `salvol unpin`, by its name {name}"
+    )]
+    DamagedPin { name: ObjectName, source: Box<ArchiveError> },
+    #[error(
+        "a view of the past or a rollback reads segment {segment}, which would be removed: detach the view (`salvol list` shows it) \
+         and try again"
+    )]
+    Leased { segment: SegmentNumber },
     #[error("the volume needs a primary of at least {need} bytes, and there are {have}")]
     TooSmall { need: u64, have: u64 },
     #[error("segment {segment} is damaged on the primary: {source}")]

@@ -9,7 +9,8 @@
 //!    that was interrupted goes on. [`RebuildPlan`] makes a new primary, which continues the volume, out of the archive.
 //! 5. [`Past`] serves the volume as it was, read-only or with an overlay, while the volume goes on.
 //! 6. [`verify`](verify()) reads every byte of primary and archive and names what is damaged, and which points need it.
-//! 7. [`check`](check()) looks at the structure of a primary at rest, [`dump`](dump()) shows a log as text.
+//! 7. [`pin`](pin()) keeps a point for good, [`prune`](prune()) removes what neither a pin nor a rule keeps.
+//! 8. [`check`](check()) looks at the structure of a primary at rest, [`dump`](dump()) shows a log as text.
 //!
 //! ```text
 //! segment      s-W   s-W+1   ...    s-1      s
@@ -28,11 +29,13 @@ mod error;
 mod fetch;
 mod interrupt;
 mod past;
+mod pins;
 mod pipeline;
 mod plan;
 mod point;
 mod primary;
 mod progress;
+mod prune;
 mod rebuild;
 mod restore;
 mod salvage;
@@ -53,13 +56,15 @@ pub use dump::{
 pub use error::HistoryError;
 pub use interrupt::Interrupt;
 pub use past::{Past, Scene, Writable};
+pub use pins::{Leased, Pinned, Unpinned, check_pin, pin, pinned_as, unpin};
 pub use point::{Consistency, Moment, PointInfo, Points, Whereabouts, check_label};
 pub use progress::Progress;
+pub use prune::{Keep, PruneReport, prune};
 pub use rebuild::{GivenUp, RebuildOptions, RebuildPlan, RebuildReport};
 pub use restore::{RestoreOptions, RestoreReport, restore, restore_with};
 pub use scan::{PointIndex, Segments, Sited, index_at};
 pub use slots::summaries_on;
 pub use source::Source;
 pub use target::{Change, Target, TargetError, Watch, recognise};
-pub use text::rfc3339;
+pub use text::{parse_time, rfc3339};
 pub use verify::{VerifyFinding, VerifyReport, verify, verify_at};

@@ -74,7 +74,7 @@ pub struct PointInfo {
     pub segments: u64,
     #[serde(rename = "where")]
     pub whereabouts: Whereabouts,
-    /// Reserved: no policy removes points yet.
+    /// Whether no policy removes it.
     pub pinned: bool,
     #[serde(skip)]
     pub segment: SegmentNumber,
@@ -157,7 +157,7 @@ pub(super) struct Stop {
     last_position: Position,
     /// The archive has the segment up to here.
     archived_to: Position,
-    first_time_ns: i64,
+    pub first_time_ns: i64,
     last_time_ns: i64,
     pub marks: Vec<SynchMark>,
 }
@@ -204,9 +204,14 @@ impl Source {
             };
             stop.marks.iter().map(point).collect::<Vec<_>>()
         });
+        let mut points: Vec<PointInfo> = points.collect();
+        self.mark_pinned(&mut points)?;
+        // What is pinned may be an island before a gap: the chain that ends now is asked for.
+        let chain = restorable.last().map(|stop| stop.chained_from);
+        let oldest = restorable.iter().find(|stop| Some(stop.chained_from) == chain);
         let points = Points {
-            points: points.collect(),
-            oldest_restorable: restorable.first().map(|stop| rfc3339(stop.first_time_ns)),
+            points,
+            oldest_restorable: oldest.map(|stop| rfc3339(stop.first_time_ns)),
             newest_restorable: restorable.last().map(|stop| rfc3339(stop.last_time_ns)),
         };
         Ok((points, unread))

@@ -69,10 +69,18 @@ impl Source {
     /// # Errors
     /// When there is no volume, or the primary cannot be read.
     pub fn open_primary(path: &Path) -> Result<Self, HistoryError> {
+        Self::open_primary_with(path, None)
+    }
+
+    /// The same; the archive is open already when there is a `store`.
+    ///
+    /// # Errors
+    /// As for [`Self::open_primary`].
+    pub fn open_primary_with(path: &Path, store: Option<Arc<dyn Store>>) -> Result<Self, HistoryError> {
         let view = View::open(path)?;
         let volume = view.volume.clone();
         let store = Spec::parse(&volume.backing).map_err(HistoryError::from).and_then(|spec| {
-            let store = open_store(&spec, Some(&volume))?;
+            let store = store.map_or_else(|| open_store(&spec, Some(&volume)), |store| Ok(Some(store)))?;
             store.map(|store| list(&store, &volume, view.tail()).map(|objects| (store, objects))).transpose()
         });
         let (store, objects) = match store {
@@ -192,7 +200,9 @@ impl Source {
         if !matches!(Spec::parse(&store.spec())?, Spec::File(_) | Spec::Device(_)) {
             return Ok(None);
         }
-        let older = store.list()?.into_iter().filter(|(name, _)| name.segment < segment).map(|(_, bytes)| bytes).sum();
+        let pins = self.pins()?;
+        let may_go = |name: &ObjectName| (1..segment.0).contains(&name.segment.0) && !pins.keep(name.segment);
+        let older = store.list()?.into_iter().filter(|(name, _)| may_go(name)).map(|(_, bytes)| bytes).sum();
         let free = store.fill()?.map_or(0, |fill| fill.capacity.saturating_sub(fill.used));
         Ok(Some(free.saturating_add(older)))
     }

@@ -6,7 +6,7 @@ pub fn rfc3339(time_ns: i64) -> String {
 }
 
 /// The time that `text` spells, with its offset from UTC; nanoseconds since 1970, as far as they go.
-pub(super) fn parse_time(text: &str) -> Option<i64> {
+pub fn parse_time(text: &str) -> Option<i64> {
     let time: jiff::Timestamp = text.trim().parse().ok()?;
     i64::try_from(time.as_nanosecond().clamp(i64::MIN.into(), i64::MAX.into())).ok()
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use super::replay::Tail;
 use super::scan::{self, ScanError};
 use super::{Life, Log, State};
-use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, is_unreadable, one_past};
+use crate::archive::{
+    ArchiveError, ArchivedSegment, Lineage, ObjectName, Pins, Store, is_unreadable, one_past, one_piece_from,
+};
 use crate::format::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Position, SegmentNumber, Slot, Summary, Superblock,
 };
@@ -29,20 +31,32 @@ pub struct ArchiveEnds {
 
 /// The segments of which the archive has a whole object.
 #[derive(Debug, Clone, Default)]
-pub struct WholeSegments(BTreeSet<SegmentNumber>);
+pub struct WholeSegments {
+    there: BTreeSet<SegmentNumber>,
+    /// From here on none was expired or pruned.
+    kept_from: SegmentNumber,
+    /// Segments that pins keep before.
+    pinned: BTreeSet<SegmentNumber>,
+}
 
 impl WholeSegments {
-    /// Whether `segment`, which was archived, should be here and is not. A ring expires its oldest objects, but none of the
-    /// working set's, to which `needed` segments belong.
-    pub(super) fn lacks(&self, segment: SegmentNumber, needed: bool) -> bool {
-        let expired = |first: &SegmentNumber| segment < *first;
-        !self.0.contains(&segment) && (needed || !self.0.first().is_some_and(expired))
+    fn new(there: BTreeSet<SegmentNumber>, pins: &Pins, working_set: u32) -> Self {
+        let kept_from = pins.kept_from(&there, working_set);
+        let windows = pins.records.iter().flat_map(|(_, record)| record.oldest_needed.0..=record.segment.0);
+        Self { there, kept_from, pinned: windows.map(SegmentNumber).collect() }
     }
 
-    /// How many segments before `oldest` that were archived are not here, those that were expired left out.
+    /// Whether `segment`, which was archived, should be here and is not. A ring expires its oldest objects, and pruning removes
+    /// them, but none of the working set's, to which `needed` segments belong, and none that is pinned.
+    pub(super) fn lacks(&self, segment: SegmentNumber, needed: bool) -> bool {
+        let may_have_gone = segment < self.kept_from && !self.pinned.contains(&segment);
+        !self.there.contains(&segment) && (needed || !may_have_gone)
+    }
+
+    /// How many segments before `oldest` that were archived are not here, those that were expired or pruned left out.
     fn lost_before(&self, oldest: SegmentNumber) -> u64 {
-        let first = self.0.first().copied().unwrap_or(SegmentNumber(1)).min(oldest);
-        (oldest.0 - first.0).saturating_sub(self.0.range(first..oldest).count() as u64)
+        let first = self.kept_from.min(oldest);
+        (oldest.0 - first.0).saturating_sub(self.there.range(first..oldest).count() as u64)
     }
 }
 
@@ -74,12 +88,13 @@ pub fn look_at_archive(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Ar
     let names = Lineage::read(store, volume)?.names.into_iter().filter(|name| !given_up(name)).collect();
     let names = one_past(names, None);
     let objects: Vec<ObjectName> = names.iter().filter(|name| name.part == 0).copied().collect();
-    let whole = WholeSegments(objects.iter().map(|name| name.segment).collect());
+    let whole: BTreeSet<SegmentNumber> = objects.iter().map(|name| name.segment).collect();
+    let whole = WholeSegments::new(whole, &Pins::read(store, volume)?, volume.geometry.working_set);
     for segment in names.chunk_by(|a, b| a.segment == b.segment).rev() {
         if let Some(last) = newest_of(store, volume, segment)? {
             let summary = last.summary();
             let (segment, position, checksum) = (summary.segment, summary.last_position(), summary.last_checksum);
-            let from_ns = restorable_from(store, volume, &objects);
+            let from_ns = restorable_from(store, volume, &objects, one_piece_from(&whole.there, whole.kept_from));
             return Ok(ArchiveFound { ends: Some(ArchiveEnds { segment, position, checksum, from_ns }), whole });
         }
     }
@@ -119,8 +134,9 @@ fn newest_of(
     }
 }
 
-fn restorable_from(store: &Arc<dyn Store>, volume: &Superblock, whole: &[ObjectName]) -> i64 {
-    let Some(oldest) = whole.first() else { return i64::MAX };
+/// The time from which on all can be restored from the objects `whole`, which are in one piece behind `from`.
+fn restorable_from(store: &Arc<dyn Store>, volume: &Superblock, whole: &[ObjectName], from: SegmentNumber) -> i64 {
+    let Some(oldest) = whole.iter().find(|name| name.segment >= from) else { return i64::MAX };
     // W segments before it are needed as well, unless there never were any.
     let needs = if oldest.segment.0 == 1 { 0 } else { u64::from(volume.geometry.working_set) };
     let first = whole.iter().find(|name| name.segment == oldest.segment.plus(needs));

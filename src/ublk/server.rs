@@ -18,7 +18,7 @@ use super::driver::{self, describe, errno, mark};
 use super::owner::{self, News, Opened, Plan};
 use super::{DeviceState, DriverError};
 use crate::archive::{Lease, Spec, SpecError, StoreError};
-use crate::control::{Mailbox, Message, Order, SuperblockError, view_uuid};
+use crate::control::{Mailbox, Message, Order, ServedArchive, SuperblockError, view_uuid};
 use crate::format::{BLOCK_BYTES, Position, SegmentNumber, Superblock};
 use crate::history::{HistoryError, Source, Writable};
 use crate::io::PrimaryError;
@@ -188,11 +188,13 @@ impl Server {
     }
 
     /// Whom the store is to ask before it expires anything, rollbacks of the volume aside. Until then it expires nothing.
-    pub fn lease(&self, lease: Lease) {
-        if let Some(store) = &self.opened.store {
-            let rollback = self.opened.lease.clone();
-            store.lease(Arc::new(move || [lease(), rollback.needs_from()].into_iter().flatten().min()));
-        }
+    /// Returns the store, and the whole of who is to be asked, for whoever prunes.
+    pub fn lease(&self, lease: Lease) -> Option<ServedArchive> {
+        let store = Arc::clone(self.opened.store.as_ref()?);
+        let rollback = self.opened.lease.clone();
+        let lease: Lease = Arc::new(move || [lease(), rollback.needs_from()].into_iter().flatten().min());
+        store.lease(Arc::clone(&lease));
+        Some(ServedArchive { store, lease })
     }
 
     /// Adds the device, or takes it over, and starts it. `announce` is told its number in between: when this process dies

@@ -55,8 +55,8 @@ struct Shared<P: Platform> {
     lease: RollbackLease,
     read_errors: Cell<u64>,
     read_bytes: Cell<u64>,
-    /// Time of the oldest position that the archive can restore, when it could be asked at open.
-    archived_from_ns: Option<i64>,
+    /// Time of the oldest position that the archive can restore, when it could be asked at open or has been pruned since.
+    archived_from_ns: Cell<Option<i64>>,
 }
 
 impl<P: Platform> Clone for Volume<P> {
@@ -110,6 +110,11 @@ impl<P: Platform> Volume<P> {
     /// Fails the writes that wait for space from now on, so that a forced detach can end.
     pub fn fail_waiting(&self) {
         self.0.log.fail_waiting();
+    }
+
+    /// The archive has been pruned, and can restore from this time on.
+    pub fn set_archived_from(&self, time_ns: i64) {
+        self.0.archived_from_ns.set(Some(time_ns));
     }
 
     fn check_range(&self, block: Block, blocks: u32) -> Result<(), RequestError> {

@@ -130,7 +130,7 @@ impl<P: Platform> Volume<P> {
         }
         let oldest = log.window().map_or(i64::MAX, |(oldest, _)| oldest);
         Ok(Self(Rc::new(Shared {
-            archived_from_ns: archived_from_ns.map(|archived| archived.min(oldest)),
+            archived_from_ns: Cell::new(archived_from_ns.map(|archived| archived.min(oldest))),
             log,
             read_only: options.read_only,
             closing: Cell::new(false),

@@ -174,10 +174,10 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    /// The times between which any moment can be restored. What is in the archive stays there.
+    /// The times between which any moment can be restored. What is in the archive stays there, but for pruning.
     fn window(&self) -> Option<(i64, i64)> {
         let (oldest, newest) = self.0.log.window()?;
-        Some((self.0.archived_from_ns.map_or(oldest, |archived| archived.min(oldest)), newest))
+        Some((self.0.archived_from_ns.get().map_or(oldest, |archived| archived.min(oldest)), newest))
     }
 
     fn state(&self) -> &'static str {

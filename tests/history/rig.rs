@@ -32,6 +32,8 @@ pub struct Rig {
     pub points: Vec<(Point, Model)>,
     platform: UringPlatform<OwnRing>,
     engine: Option<Engine>,
+    /// The store that the engine has.
+    pub served: Option<Arc<dyn Store>>,
     next_seed: u64,
 }
 
@@ -53,6 +55,25 @@ pub fn content(seed: u64) -> Vec<u8> {
 impl Rig {
     /// A new volume, attached; `None`, loudly, where the file system does not do O_DIRECT.
     pub fn new(archive_at: ArchiveAt, backing: bool, seed: u64) -> Option<Self> {
+        Self::with(
+            archive_at,
+            seed,
+            |directory| {
+                if backing { Spec::Directory(directory.join("archive")) } else { Spec::None }
+            },
+        )
+    }
+
+    /// The same, with an archive in a ring of so many bytes.
+    pub fn on_ring(archive_at: ArchiveAt, seed: u64, bytes: u64) -> Option<Self> {
+        Self::with(archive_at, seed, |directory| {
+            let path = directory.join("ring");
+            File::create(&path).unwrap().set_len(bytes).unwrap();
+            Spec::File(path)
+        })
+    }
+
+    fn with(archive_at: ArchiveAt, seed: u64, spec: impl FnOnce(&std::path::Path) -> Spec) -> Option<Self> {
         let base = std::env::var_os("SALVOL_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let mut directory = tempfile::Builder::new().prefix("salvol-history-test").tempdir_in(base).unwrap();
         directory.disable_cleanup(std::env::var_os("SALVOL_TEST_KEEP").is_some());
@@ -61,8 +82,7 @@ impl Rig {
         let mut rng = Rng::with_seed(seed + more);
         let mut random = || -> [u8; 16] { std::array::from_fn(|_| rng.u8(..)) };
         let primary_blocks = u64::from(FIRST_SLOT_BLOCK + SLOTS * SEGMENT_BLOCKS) + 1;
-        let archive = directory.path().join("archive");
-        let spec = if backing { Spec::Directory(archive) } else { Spec::None };
+        let spec = spec(directory.path());
         let volume = Superblock {
             uuid: Uuid(random()),
             history: Uuid(random()),
@@ -96,8 +116,8 @@ impl Rig {
         create_store(&spec, &volume).unwrap();
         let platform = UringPlatform::new(OwnRing::new(64).unwrap(), 2).unwrap();
         let model = vec![0; BLOCKS as usize];
-        let mut rig =
-            Self { directory, volume, spec, rng, model, points: Vec::new(), platform, engine: None, next_seed: 1 };
+        let (points, engine, served) = (Vec::new(), None, None);
+        let mut rig = Self { directory, volume, spec, rng, model, points, platform, engine, served, next_seed: 1 };
         match Primary::look(&rig.primary()) {
             Err(PrimaryError::NoDirect { path }) => {
                 eprintln!("SKIPPED: {} has no O_DIRECT; set SALVOL_TEST_DIR", path.display());
@@ -133,6 +153,7 @@ impl Rig {
         let primary = Primary::own(&self.primary(), Duration::from_secs(2)).unwrap();
         let device = UringDevice::new(self.platform.clone(), primary);
         let store = open_store(&self.spec, Some(&self.volume)).unwrap();
+        self.served = store.clone();
         let opened = Volume::open(self.platform.clone(), device, store, VolumeOptions::default());
         self.engine = Some(self.platform.block_on(opened).unwrap().unwrap());
     }
@@ -163,12 +184,14 @@ impl Rig {
     pub fn close(&mut self) {
         let engine = self.engine.take().unwrap();
         self.platform.block_on(async move { engine.close().await }).unwrap().unwrap();
+        self.served = None;
         self.shut_down();
     }
 
     /// As if the daemon had been killed.
     pub fn kill(&mut self) {
         drop(self.engine.take());
+        self.served = None;
         self.shut_down();
     }
 

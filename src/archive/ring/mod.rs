@@ -8,7 +8,7 @@
 //! - A put writes the object, makes it durable, and then makes its entry (`catalogue.rs` has the order and what follows
 //!   from it). It is there when the entry is, whole.
 //! - When there is no room, a put expires the oldest objects first (`expiry.rs`), never those of the newest segments, from
-//!   which the volume can be rebuilt. Their entries are gone, durably, before their place is written to.
+//!   which the volume can be rebuilt, nor what is pinned. Their entries are gone, durably, before their place is written to.
 //! - One process writes and holds the lock from its first put or delete on; any number read. After reading an object they
 //!   look whether it is still where it was, so that nobody takes half-overwritten bytes for an object.
 //! - After any error the writer believes nothing that it knew, and reads the catalogue again.
@@ -34,6 +34,7 @@ mod space;
 mod superblock;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -44,7 +45,7 @@ use std::time::Duration;
 use catalogue::{Held, Objects};
 use disk::{BLOCK, Displaced};
 pub(super) use disk::{Disk, Medium};
-use expiry::Forks;
+use expiry::{Forks, Pinned, victims};
 use identity::{Said, Unfit, check, find, format, lacking, superblock, write_again};
 use medium::Place;
 pub use medium::{Provision, RingKind};
@@ -54,7 +55,7 @@ use superblock::RingSuperblock;
 use writer::{Plan, Writer};
 
 use super::devices::rests_on;
-use super::{Fill, ForkRecord, Lease, ObjectName, Store, StoreError};
+use super::{Fill, ForkRecord, Lease, ObjectName, PIN_RECORD_BYTES, PinRecord, Store, StoreError};
 use crate::format::{SegmentNumber, Superblock};
 
 /// How often a reader starts again when what it read moved meanwhile.
@@ -79,6 +80,8 @@ pub struct RingStore {
     forbidden: AtomicU64,
     /// Whom to ask before anything is expired.
     lease: Mutex<Option<Lease>>,
+    /// What the pin records say, each with the sequence number of its entry; none of one that is damaged.
+    pins: Mutex<BTreeMap<ObjectName, (u64, Option<PinRecord>)>>,
 }
 
 /// What whoever writes, or reads the catalogue again, holds.
@@ -164,6 +167,7 @@ impl RingStore {
             writing: Mutex::default(),
             forbidden: AtomicU64::new(0),
             lease: Mutex::default(),
+            pins: Mutex::default(),
         };
         store.refresh()?;
         Ok(store)
@@ -356,7 +360,7 @@ impl RingStore {
         disk.sync().map_err(failed)
     }
 
-    fn full(&self, writer: &Writer, name: &ObjectName, bytes: usize) -> StoreError {
+    fn full(&self, disk: &Arc<dyn Disk>, writer: &Writer, name: &ObjectName, bytes: &[u8]) -> StoreError {
         let (used, capacity) = writer.fill();
         if let Some(from) = self.leased_from() {
             return self.said().refused(format!(
@@ -367,14 +371,35 @@ impl RingStore {
                 capacity * BLOCK
             ));
         }
+        let pins = self.held_back(disk, name, bytes);
+        if !pins.is_empty() {
+            return self.said().refused(format!(
+                "the store is full: {} of {} bytes are used, and what could be expired is pinned, by {}; nothing was lost; \
+                 `salvol unpin` one of them, or move the archive to a larger device or file",
+                used * BLOCK,
+                capacity * BLOCK,
+                pins.join(", ")
+            ));
+        }
         self.said().refused(format!(
-            "the store is full: {} of {} bytes are used, and object {name} of {bytes} bytes does not fit without expiring \
+            "the store is full: {} of {} bytes are used, and object {name} of {} bytes does not fit without expiring \
              one of the newest {} segments, which are never expired; nothing was lost; move the archive to a larger \
              device or file",
             used * BLOCK,
             capacity * BLOCK,
+            bytes.len(),
             u64::from(self.ring.volume.geometry.working_set) + 1
         ))
+    }
+
+    /// The pins that keep what would be expired without them.
+    fn held_back(&self, disk: &Arc<dyn Disk>, name: &ObjectName, bytes: &[u8]) -> Vec<String> {
+        let (forks, pinned) = (self.forks(disk), self.pinned(disk, name, bytes).unwrap_or_default());
+        let objects = self.objects();
+        let names: Vec<_> = objects.iter().map(|(name, held)| (*name, held.sequence)).collect();
+        drop(objects);
+        let victims = victims(&names, &forks, &Pinned::default(), self.ring.volume.geometry.working_set);
+        pinned.keepers(&forks, &victims).map(|record| format!("p{}", record.position)).collect()
     }
 
     /// The segment from which on somebody reads the past.
@@ -383,17 +408,74 @@ impl RingStore {
         lease.and_then(|lease| lease())
     }
 
-    /// Where the object goes, and what goes for it. Only when something has to, the fork records are read.
-    fn plan(&self, disk: &Arc<dyn Disk>, writer: &Writer, name: &ObjectName, bytes: &[u8]) -> Option<Plan> {
+    /// Where the object goes, and what goes for it; `None` when there is no room. Only when something has to go, the fork and pin
+    /// records are read.
+    fn plan(
+        &self,
+        disk: &Arc<dyn Disk>,
+        writer: &Writer,
+        name: &ObjectName,
+        bytes: &[u8],
+    ) -> Result<Option<Plan>, StoreError> {
         let leased = self.leased_from();
-        let plan_with = |forks: &Forks| writer.plan(&self.ring, &self.objects(), forks, leased, name, bytes);
-        let plan = plan_with(&Forks::new());
+        let plan_with = |forks: &Forks, pinned: &Pinned| {
+            writer.plan(&self.ring, &self.objects(), (forks, pinned), leased, name, bytes)
+        };
+        let plan = plan_with(&Forks::new(), &Pinned::default());
         if plan.as_ref().is_some_and(|plan| plan.expired.is_empty()) {
-            return plan;
+            return Ok(plan);
         }
-        let is_record = |held: &&Held| ForkRecord::is_name(&held.record.name);
-        let records: Vec<_> = self.objects().values().filter(is_record).cloned().collect();
-        if records.is_empty() { plan } else { plan_with(&writer::forks(disk, &self.ring, &records)) }
+        let pinned = self.pinned(disk, name, bytes)?;
+        let forks = self.forks(disk);
+        let is_plain = forks.is_empty() && pinned.records.is_empty() && !pinned.unknown;
+        Ok(if is_plain { plan } else { plan_with(&forks, &pinned) })
+    }
+
+    fn forks(&self, disk: &Arc<dyn Disk>) -> Forks {
+        writer::forks(disk, &self.ring, &self.records(ForkRecord::is_name))
+    }
+
+    fn records(&self, is_one: fn(&ObjectName) -> bool) -> Vec<Held> {
+        self.objects().values().filter(|held| is_one(&held.record.name)).cloned().collect()
+    }
+
+    /// What the pin records say, the one that is being put included: nothing goes for it that it pins.
+    fn pinned(&self, disk: &Arc<dyn Disk>, name: &ObjectName, bytes: &[u8]) -> Result<Pinned, StoreError> {
+        let records = self.records(PinRecord::is_name);
+        let mut known = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|name, (sequence, _)| {
+            records.iter().any(|held| held.record.name == *name && held.sequence == *sequence)
+        });
+        for held in &records {
+            let name = held.record.name;
+            if known.contains_key(&name) {
+                continue;
+            }
+            let parsed = match content::read(&**disk, &held.record, 0..PIN_RECORD_BYTES as u64 + 1) {
+                Ok(bytes) => {
+                    PinRecord::parse_named(&name, &bytes, &self.ring.volume).map_err(|error| error.to_string())
+                }
+                Err(error) => {
+                    let error = self.io(&format!("cannot read the pin record {name}"), error);
+                    // Of one on a bad sector nothing more will be known. Another error passes: until then nothing goes.
+                    if !error.is_bad_sector() {
+                        return Err(error);
+                    }
+                    Err(error.to_string())
+                }
+            };
+            if let Err(error) = &parsed {
+                log::error!(
+                    "{}: {error}: what it pins may be expired; `salvol unpin` with its name removes it",
+                    self.spec()
+                );
+            }
+            known.insert(name, (held.sequence, parsed.ok()));
+        }
+        let put =
+            PinRecord::is_name(name).then(|| PinRecord::parse_named(name, bytes, &self.ring.volume).ok()).flatten();
+        let unknown = known.values().any(|(_, record)| record.is_none());
+        Ok(Pinned { records: known.values().filter_map(|(_, record)| *record).chain(put).collect(), unknown })
     }
 
     /// Makes room for the object and writes it.
@@ -416,7 +498,7 @@ impl Store for RingStore {
         if let Some(held) = there {
             return self.compare(&disk, &held, bytes);
         }
-        let plan = self.plan(&disk, writer, name, bytes).ok_or_else(|| self.full(writer, name, bytes.len()))?;
+        let plan = self.plan(&disk, writer, name, bytes)?.ok_or_else(|| self.full(&disk, writer, name, bytes))?;
         match self.place(&disk, writer, plan, bytes) {
             Ok(held) => {
                 self.objects().insert(*name, held);

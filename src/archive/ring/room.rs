@@ -3,7 +3,8 @@
 //! - Whole segments have the ring to themselves, but for its end. They come and are expired in their order, so
 //!   what is free there is in one piece, or nearly.
 //! - At the end is room for the most that the parts of an open segment ever take. All of them go when their segment is
-//!   there whole, so nothing that stays is ever between them.
+//!   there whole, so nothing that stays is ever between them but
+//!   fork and pin records, of two blocks each.
 //! - A part that finds no room there, because an ancestor's last parts are in it or the ring was made before there was
 //!   such room, gets other room only while a whole segment would find room behind it, and an entry. So whatever the parts
 //!   did, the segment that they are of can be archived: were it refused, nothing would ever make room again.
@@ -15,7 +16,7 @@ use super::space::Space;
 use super::superblock::{RingSuperblock, object_blocks_max};
 use crate::archive::ObjectName;
 
-/// Whether it is a whole segment: the others are parts of one, and fork records.
+/// Whether it is a whole segment: the others are parts of one, and fork and pin records.
 pub(super) fn is_whole(name: &ObjectName) -> bool {
     name.part == 0 && name.segment.0 > 0
 }

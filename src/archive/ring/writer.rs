@@ -8,7 +8,7 @@ use super::catalogue::{self, Changes, Found, Held, Objects};
 use super::content;
 use super::disk::Disk;
 use super::entry::{Entry, Record, blocks_for};
-use super::expiry::{Fork, Forks, victims};
+use super::expiry::{Fork, Forks, Pinned, victims};
 use super::rescue::{self, Rescued};
 use super::room::{is_whole, room_for};
 use super::space::Space;
@@ -95,12 +95,12 @@ impl Writer {
     }
 
     /// Room for an object of these bytes; `None` when there would be none if everything went that may. `forks` say what may go
-    /// first; from segment `leased` on nothing goes.
+    /// first, and what is `pinned` does not; from segment `leased` on nothing goes.
     pub(super) fn plan(
         &self,
         ring: &RingSuperblock,
         objects: &Objects,
-        forks: &Forks,
+        (forks, pinned): (&Forks, &Pinned),
         leased: Option<SegmentNumber>,
         name: &ObjectName,
         bytes: &[u8],
@@ -116,7 +116,7 @@ impl Writer {
             if room.is_none() {
                 let rest = rest.get_or_insert_with(|| {
                     let names: Vec<_> = objects.iter().map(|(name, held)| (*name, held.sequence)).collect();
-                    let victims = victims(&names, forks, ring.volume.geometry.working_set).into_iter();
+                    let victims = victims(&names, forks, pinned, ring.volume.geometry.working_set).into_iter();
                     victims.filter(|name| leased.is_none_or(|from| name.segment < from)).collect::<Vec<_>>().into_iter()
                 });
                 next = rest.next();

@@ -11,8 +11,8 @@ use fastrand::Rng;
 use super::faulty::{FaultyDisk, SECTOR};
 use super::ring_crash::{TINY_BYTES, content, name, tiny};
 use crate::archive::ring::Disk;
-use crate::archive::{Provision, RingKind, RingStore, Spec, Store, StoreError, open_store, prepare_store};
-use crate::format::{Geometry, Key, SegmentNumber, Superblock, Uuid};
+use crate::archive::{PinRecord, Provision, RingKind, RingStore, Spec, Store, StoreError, open_store, prepare_store};
+use crate::format::{Geometry, Key, Position, SegmentNumber, Superblock, Uuid};
 
 fn ring() -> (FaultyDisk, RingStore) {
     let disk = FaultyDisk::new(TINY_BYTES);
@@ -89,6 +89,90 @@ fn what_somebody_reads_is_not_expired() {
     from.store(0, Ordering::Relaxed);
     put(&store, last, 0, 36_000).unwrap();
     assert!(segments(&store).len() <= there.len() && segments(&store).last() == Some(&(last, 0)));
+}
+
+/// Pins the segments `oldest` to `segment`.
+fn put_pin(store: &RingStore, number: u32, oldest: u64, segment: u64) -> Result<(), StoreError> {
+    let history = name(segment, 0).history;
+    let record = PinRecord {
+        history,
+        position: Position(100 * segment),
+        point_time_ns: 5,
+        segment: SegmentNumber(segment),
+        oldest_needed: SegmentNumber(oldest),
+        time_ns: 6,
+    };
+    store.put(&PinRecord::name_of(history, number), &record.encode(&tiny()))
+}
+
+fn wholes(store: &dyn Store) -> Vec<u64> {
+    segments(store).into_iter().filter(|(segment, _)| *segment > 0).map(|(segment, _)| segment).collect()
+}
+
+/// Whether segment 1 is there, and then the newest up to `last`, no more than there is room for.
+fn is_island_and_newest(store: &dyn Store, last: u64) -> bool {
+    let there = wholes(store);
+    let newest = &there[1..];
+    there[0] == 1
+        && newest.last() == Some(&last)
+        && newest.windows(2).all(|pair| pair[1] == pair[0] + 1)
+        && newest.len() <= 4
+}
+
+#[test]
+fn what_is_pinned_is_not_expired_and_the_rest_is() {
+    let (disk, store) = ring();
+    put(&store, 1, 0, 36_000).unwrap();
+    put(&store, 2, 0, 36_000).unwrap();
+    put_pin(&store, 1, 1, 1).unwrap();
+    (3..=10).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    assert!(is_island_and_newest(&store, 10), "{:?}", wholes(&store));
+    drop(store);
+    // Whoever opens it next reads the record.
+    let store = RingStore::open_on(disk.medium(), Some(&tiny())).unwrap();
+    (11..=13).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    assert!(is_island_and_newest(&store, 13), "{:?}", wholes(&store));
+    // The pins are what there is no room for.
+    put_pin(&store, 2, 11, 13).unwrap();
+    let (last, full) = (14..30).find_map(|segment| Some((segment, put(&store, segment, 0, 36_000).err()?))).unwrap();
+    let full = full.to_string();
+    assert!(full.contains("pinned, by p100") && full.contains("salvol unpin"), "{full}");
+    assert!([1, 11, 12, 13].iter().all(|pinned| wholes(&store).contains(pinned)));
+    store.delete(&PinRecord::name_of(name(1, 0).history, 2)).unwrap();
+    put(&store, last, 0, 36_000).unwrap();
+    (last + 1..last + 6).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    assert!(is_island_and_newest(&store, last + 5), "{:?}", wholes(&store));
+}
+
+#[test]
+fn a_pin_that_is_damaged_keeps_its_island_and_stops_nothing() {
+    let (disk, store) = ring();
+    put(&store, 1, 0, 36_000).unwrap();
+    put_pin(&store, 1, 1, 1).unwrap();
+    (2..=8).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    drop(store);
+    disk.alter(|bytes| {
+        let at = bytes.windows(8).position(|window| window == b"SALVOLPN").unwrap();
+        bytes[at + 70] ^= 1;
+    });
+    let store = RingStore::open_on(disk.medium(), Some(&tiny())).unwrap();
+    (9..=20).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    assert!(is_island_and_newest(&store, 20), "{:?}", wholes(&store));
+    store.delete(&PinRecord::name_of(name(1, 0).history, 1)).unwrap();
+    (21..=22).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    assert!(!wholes(&store).contains(&1), "{:?}", wholes(&store));
+}
+
+#[test]
+fn nothing_is_expired_for_a_pin_that_it_keeps() {
+    let (_, store) = ring();
+    (1..=4).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    // No room but that of the oldest is left.
+    let parts = (1..20).find(|part| put(&store, 5, *part, 30_000).is_err()).unwrap();
+    let oldest = wholes(&store)[0];
+    let more = (1..200).take_while(|number| put_pin(&store, *number, oldest, oldest).is_ok()).count();
+    assert!(parts > 1 && more < 199);
+    assert_eq!(wholes(&store)[0], oldest);
 }
 
 #[test]

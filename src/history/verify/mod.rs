@@ -24,7 +24,7 @@ pub use at::verify_at;
 pub use report::{VerifyFinding, VerifyReport};
 
 use super::{HistoryError, Progress, Source};
-use crate::archive::{ArchiveError, ForkRecord, ObjectName, Spec, Store, StoreError, open_store};
+use crate::archive::{ArchiveError, ForkRecord, ObjectName, PinRecord, Spec, Store, StoreError, open_store};
 use crate::format::{Checksum, EntryKind, SegmentNumber, Summary};
 use image::Flaw;
 use objects::Job;
@@ -76,6 +76,8 @@ struct Sighted {
     harmless: bool,
     /// Too much was found to follow its places one by one.
     coarse: bool,
+    /// There is no other copy of it.
+    alone: bool,
 }
 
 /// What has been seen so far.
@@ -100,12 +102,16 @@ impl Survey<'_> {
             flaw.hurts.clear();
         }
         self.hurts += flaw.hurts.len();
-        self.sighted.push(Sighted { place, segment, flaw, harmless: false, coarse });
+        self.sighted.push(Sighted { place, segment, flaw, harmless: false, coarse, alone: false });
     }
 
     fn harmless(&mut self, place: String, segment: Option<SegmentNumber>, mut flaw: Flaw) {
         flaw.hurts.clear();
-        self.sighted.push(Sighted { place, segment, flaw, harmless: true, coarse: false });
+        self.sighted.push(Sighted { place, segment, flaw, harmless: true, coarse: false, alone: false });
+    }
+
+    fn alone(&mut self, place: String, flaw: Flaw) {
+        self.sighted.push(Sighted { place, segment: None, flaw, harmless: true, coarse: false, alone: true });
     }
 }
 
@@ -147,8 +153,9 @@ pub fn verify(source: &Source, progress: &Progress) -> Result<VerifyReport, Hist
         }
         read_objects(source, &mut survey, &jobs, |_| Ok(()))?;
     }
-    compare(source, &mut survey);
+    compare(source, &mut survey)?;
     fork_records(source, &mut survey)?;
+    pin_records(source, &mut survey)?;
     the_store_itself(source, &mut survey)?;
     let mut report = points::judge(source, survey)?;
     progress.end();
@@ -160,7 +167,7 @@ pub fn verify(source: &Source, progress: &Progress) -> Result<VerifyReport, Hist
 }
 
 /// An archive that cannot be reached cannot be verified.
-fn reachable(source: &Source) -> Result<(), HistoryError> {
+pub(super) fn reachable(source: &Source) -> Result<(), HistoryError> {
     let volume = source.volume();
     if source.store.is_some() || volume.backing == "none" {
         return Ok(());
@@ -182,7 +189,8 @@ fn jobs(source: &Source, known: &mut BTreeSet<ObjectName>) -> Result<Vec<Job>, H
             super::source::Archived::Parts(names) => names,
         })
         .collect();
-    let objects = store.list()?.into_iter().filter(|(name, _)| !ForkRecord::is_name(name));
+    let is_record = |name: &ObjectName| ForkRecord::is_name(name) || PinRecord::is_name(name);
+    let objects = store.list()?.into_iter().filter(|(name, _)| !is_record(name));
     let new = objects.filter(|(name, _)| known.insert(*name));
     Ok(new.map(|(name, bytes)| Job { name, bytes, used: used.contains(&name) }).collect())
 }
@@ -222,6 +230,18 @@ fn fork_records(source: &Source, survey: &mut Survey<'_>) -> Result<(), HistoryE
     Ok(())
 }
 
+/// What is pinned must be known: nothing can be pruned otherwise.
+fn pin_records(source: &Source, survey: &mut Survey<'_>) -> Result<(), HistoryError> {
+    let Some(store) = &source.store else { return Ok(()) };
+    for (_, bytes) in store.list()?.into_iter().filter(|(name, _)| PinRecord::is_name(name)) {
+        (survey.objects, survey.bytes) = (survey.objects + 1, survey.bytes + bytes);
+    }
+    for (name, error) in source.pins()?.damaged {
+        survey.alone(format!("object {name}"), Flaw::new(None, format!("{error}; what it pins is not known")));
+    }
+    Ok(())
+}
+
 /// What a store has more than once, to find its objects by.
 fn the_store_itself(source: &Source, survey: &mut Survey<'_>) -> Result<(), HistoryError> {
     let Some(store) = &source.store else { return Ok(()) };
@@ -232,15 +252,15 @@ fn the_store_itself(source: &Source, survey: &mut Survey<'_>) -> Result<(), Hist
 }
 
 /// Copies of one segment must be of one past, and what was archived must be in the archive.
-fn compare(source: &Source, survey: &mut Survey<'_>) {
-    let Some(store) = &source.store else { return };
+fn compare(source: &Source, survey: &mut Survey<'_>) -> Result<(), HistoryError> {
+    let Some(store) = &source.store else { return Ok(()) };
     let mut wholes: BTreeMap<(SegmentNumber, u64), Checksum> = BTreeMap::new();
     for copy in survey.copies.iter().filter(|copy| copy.kind == Kind::Whole) {
         wholes.extend(copy.last_checksum.map(|checksum| ((copy.segment, copy.epoch), checksum)));
     }
     let is_whole = |archived: &super::source::Archived| matches!(archived, super::source::Archived::Whole(_));
     let has_whole = |segment: SegmentNumber| source.archived(segment).iter().any(is_whole);
-    let oldest = source.numbers().into_iter().find(|segment| has_whole(*segment)).unwrap_or_default();
+    let let_go = source.let_go()?;
     let slots = source.primary.iter().flat_map(|view| view.slots.found.keys().copied());
     // The last one may have gone on since it was looked at.
     let tail = source.primary.as_ref().and_then(|view| view.tail()).map(|(segment, _)| segment);
@@ -251,9 +271,8 @@ fn compare(source: &Source, survey: &mut Survey<'_>) {
             archived.is_some() && copy.last_checksum.is_some() && archived != copy.last_checksum.as_ref()
         };
         let differs = tail != Some(segment) && here.clone().any(|copy| other(&copy));
-        // Pruning takes the oldest first.
         let missing =
-            here.count() > 0 && segment >= oldest && segment <= survey.archived_through && !has_whole(segment);
+            here.count() > 0 && segment <= survey.archived_through && !has_whole(segment) && !let_go.has(segment);
         let what = match (differs, missing) {
             (true, _) => "the archive's copy has another last checksum than the primary's",
             (_, true) => "the segment was archived, and is not in the archive",
@@ -261,4 +280,5 @@ fn compare(source: &Source, survey: &mut Survey<'_>) {
         };
         survey.harmless(Store::spec(&**store), Some(segment), Flaw::new(None, what));
     }
+    Ok(())
 }

@@ -12,6 +12,7 @@ use super::{Kind, SegmentCopy, Sighted, Survey, VerifyFinding, VerifyReport};
 use crate::format::{EntryKind, Offset, SegmentNumber, Summary};
 use crate::history::digest::Depth;
 use crate::history::fetch::{Want, fetch};
+use crate::history::pins::LetGo;
 use crate::history::point::Stop;
 use crate::history::scan::oldest_needed;
 use crate::history::{HistoryError, Source};
@@ -22,8 +23,9 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// Makes the report of what was sighted.
 pub(super) fn judge(source: &Source, survey: Survey<'_>) -> Result<VerifyReport, HistoryError> {
-    let (stops, broken) = chained(source)?;
-    let mut judge = Judge { source, stops, costs: Vec::new(), sighted: survey.sighted, window: BTreeMap::new() };
+    let (stops, broken, let_go) = chained(source)?;
+    let mut judge =
+        Judge { source, stops, let_go, costs: Vec::new(), sighted: survey.sighted, window: BTreeMap::new() };
     judge.costs.resize_with(judge.sighted.len(), Cost::default);
     judge.breaks(&broken, &survey.copies);
     if let Some((rank, points)) = &survey.behind {
@@ -33,10 +35,11 @@ pub(super) fn judge(source: &Source, survey: Survey<'_>) -> Result<VerifyReport,
         judge.costs[*rank].points.extend(points.iter().filter(|point| !there.contains(point)));
     }
     for (rank, sighted) in judge.sighted.iter().enumerate() {
+        judge.costs[rank].uncovered |= sighted.alone;
         // What cannot be told apart costs every point that reaches into the segment.
         if let (true, Some(segment)) = (sighted.coarse, sighted.segment) {
             judge.costs[rank].uncovered = true;
-            judge.costs[rank].points.extend(reaching(&judge.stops, segment));
+            judge.costs[rank].points.extend(reaching(&judge.stops, &judge.let_go, segment));
         }
     }
     let uncovered = judge.uncovered()?;
@@ -99,22 +102,23 @@ fn finding(sighted: Sighted, cost: &Cost) -> VerifyFinding {
     }
 }
 
-/// The chain as it is, and the segments that are missing in it or break it.
-fn chained(source: &Source) -> Result<(Vec<Stop>, BTreeSet<SegmentNumber>), HistoryError> {
+/// The chain as it is, the segments that are missing in it or break it, and those that have gone on purpose.
+fn chained(source: &Source) -> Result<(Vec<Stop>, BTreeSet<SegmentNumber>, LetGo), HistoryError> {
     let mut looks = 0;
     loop {
         source.refresh()?;
         let stops = source.stops(Depth::Summaries, |_| false)?.stops;
-        let broken = broken(source, &stops);
+        let let_go = source.let_go()?;
+        let broken = broken(source, &stops, &let_go);
         looks += 1;
         if broken.is_empty() || source.primary.is_none() || looks == LOOKS_MAX {
-            return Ok((stops, broken));
+            return Ok((stops, broken, let_go));
         }
         std::thread::sleep(BETWEEN_LOOKS);
     }
 }
 
-fn broken(source: &Source, stops: &[Stop]) -> BTreeSet<SegmentNumber> {
+fn broken(source: &Source, stops: &[Stop], let_go: &LetGo) -> BTreeSet<SegmentNumber> {
     let numbers = source.numbers();
     let (Some(oldest), Some(newest)) = (numbers.first(), numbers.last()) else { return BTreeSet::new() };
     let mut oldest = *oldest;
@@ -133,6 +137,9 @@ fn broken(source: &Source, stops: &[Stop]) -> BTreeSet<SegmentNumber> {
         expected = stop.segment.plus(1);
     }
     broken.extend((expected.0..=newest.0).take(numbers.len() + 1).map(SegmentNumber));
+    broken.extend(let_go.pinned().filter(|segment| segment < newest && numbers.binary_search(segment).is_err()));
+    // What was pruned or expired is missed by nobody.
+    broken.retain(|segment| !let_go.has(*segment) || numbers.binary_search(segment).is_ok());
     // Without an archive, what has left its slot since is nowhere, and is needed nowhere.
     broken.retain(|segment| source.store.is_some() || !has_left(source, *segment));
     broken
@@ -145,13 +152,21 @@ fn has_left(source: &Source, segment: SegmentNumber) -> bool {
 }
 
 /// The points whose windows reach over `segment`.
-fn reaching(stops: &[Stop], segment: SegmentNumber) -> impl Iterator<Item = u64> {
-    let oldest = stops.first().map_or(SegmentNumber(0), |stop| stop.segment);
-    stops
-        .iter()
-        // What is older than everything there is has gone with its time.
-        .filter(move |stop| (stop.oldest_needed..=stop.segment).contains(&segment) && stop.oldest_needed >= oldest)
-        .flat_map(|stop| stop.marks.iter().map(|mark| mark.point))
+fn reaching(stops: &[Stop], let_go: &LetGo, segment: SegmentNumber) -> Vec<u64> {
+    let mut points = Vec::new();
+    let mut oldest = stops.first().map_or(SegmentNumber(0), |stop| stop.segment);
+    let mut expected = oldest;
+    for stop in stops {
+        if stop.segment > expected && let_go.has(stop.segment.minus(1)) {
+            oldest = stop.segment;
+        }
+        expected = stop.segment.plus(1);
+        // What needs something older than everything there is, or than a gap before it, has gone with its time.
+        if (stop.oldest_needed..=stop.segment).contains(&segment) && stop.oldest_needed >= oldest {
+            points.extend(stop.marks.iter().map(|mark| mark.point));
+        }
+    }
+    points
 }
 
 /// What a flaw costs.
@@ -170,6 +185,7 @@ type Uncovered = BTreeMap<(SegmentNumber, u32), (Hurt, Vec<usize>)>;
 struct Judge<'a> {
     source: &'a Source,
     stops: Vec<Stop>,
+    let_go: LetGo,
     sighted: Vec<Sighted>,
     /// In the order of `sighted`.
     costs: Vec<Cost>,
@@ -179,7 +195,14 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn sight(&mut self, place: String, segment: SegmentNumber, flaw: Flaw) -> usize {
-        self.sighted.push(Sighted { place, segment: Some(segment), flaw, harmless: false, coarse: false });
+        self.sighted.push(Sighted {
+            place,
+            segment: Some(segment),
+            flaw,
+            harmless: false,
+            coarse: false,
+            alone: false,
+        });
         self.costs.push(Cost { uncovered: true, ..Cost::default() });
         self.costs.len() - 1
     }
@@ -208,7 +231,8 @@ impl Judge<'_> {
                 };
                 ranks = vec![self.sight(place, *segment, Flaw::new(None, what))];
             }
-            let mut points: Vec<u64> = reaching(&self.stops, *segment).collect();
+            let mut points = reaching(&self.stops, &self.let_go, *segment);
+            points.extend(self.let_go.pinned_over(*segment));
             // Of one that is not in the chain, the marks are those of a copy whose batches could be read all the same.
             let outside = !self.stops.iter().any(|stop| stop.segment == *segment);
             let (readable, unreadable): (Vec<_>, Vec<_>) =
