@@ -208,6 +208,30 @@ impl DirectoryStore {
         Ok(found)
     }
 
+    /// What `take` makes of each object's name and file, in their order; of what is no file it makes None.
+    fn each_object<T: Ord>(
+        &self,
+        take: impl Fn(ObjectName, &fs::DirEntry) -> io::Result<Option<T>>,
+    ) -> Result<Vec<T>, StoreError> {
+        let root = self.enter()?;
+        let mut objects = Vec::new();
+        for history in self.histories(&root)? {
+            let Some(directory) = self.history_in(&root, &history)? else { continue };
+            for (name, entry) in self.location.entries(&directory)? {
+                match object_named(history, &name).map(|object| take(object, &entry)) {
+                    Some(Ok(Some(object))) => objects.push(object),
+                    // Deleted since the directory was read.
+                    Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
+                    Some(Err(error)) => return Err(self.location.io(&format!("cannot look at {name}"), error)),
+                    _ if is_temporary(&name) => {}
+                    _ => self.report_foreign(&name),
+                }
+            }
+        }
+        objects.sort_unstable();
+        Ok(objects)
+    }
+
     fn report_foreign(&self, name: &str) {
         if !self.foreign_reported.swap(true, Ordering::Relaxed) {
             log::warn!("{}: {name} is none of ours and is ignored; so is every other such name", self.spec());
@@ -249,23 +273,14 @@ impl Store for DirectoryStore {
     }
 
     fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError> {
-        let root = self.enter()?;
-        let mut objects = Vec::new();
-        for history in self.histories(&root)? {
-            let Some(directory) = self.history_in(&root, &history)? else { continue };
-            for (name, entry) in self.location.entries(&directory)? {
-                match (object_named(history, &name), entry.metadata()) {
-                    (Some(object), Ok(metadata)) if metadata.is_file() => objects.push((object, metadata.len())),
-                    // Deleted since the directory was read.
-                    (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
-                    (_, Err(error)) => return Err(self.location.io(&format!("cannot look at {name}"), error)),
-                    _ if is_temporary(&name) => {}
-                    _ => self.report_foreign(&name),
-                }
-            }
-        }
-        objects.sort_unstable();
-        Ok(objects)
+        self.each_object(|name, entry| {
+            let metadata = entry.metadata()?;
+            Ok(metadata.is_file().then_some((name, metadata.len())))
+        })
+    }
+
+    fn names(&self) -> Result<Vec<ObjectName>, StoreError> {
+        self.each_object(|name, entry| Ok(entry.file_type()?.is_file().then_some(name)))
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {

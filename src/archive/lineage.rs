@@ -41,7 +41,7 @@ impl Lineage {
     /// # Errors
     /// When the store fails, or the records lead in a circle.
     pub fn read(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Self, ArchiveError> {
-        let list: Vec<ObjectName> = store.list()?.into_iter().map(|(name, _)| name).collect();
+        let list = store.names()?;
         let epoch = list.iter().map(|name| name.epoch).max().unwrap_or(0);
         let limits = ancestors(store, volume, &list)?;
         let mut names: Vec<ObjectName> = Vec::new();

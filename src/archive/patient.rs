@@ -78,6 +78,10 @@ impl Store for PatientStore {
         self.with(|store| store.list())
     }
 
+    fn names(&self) -> Result<Vec<ObjectName>, StoreError> {
+        self.with(|store| store.names())
+    }
+
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.with(|store| store.delete(name))
     }

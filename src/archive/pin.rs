@@ -196,7 +196,7 @@ impl Pins {
     /// # Errors
     /// When the store fails. A record on a bad sector is a damaged one.
     pub fn read(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Self, ArchiveError> {
-        let list: Vec<ObjectName> = store.list()?.into_iter().map(|(name, _)| name).collect();
+        let list = store.names()?;
         let mut pins = Self::default();
         if !list.iter().any(PinRecord::is_name) {
             return Ok(pins);

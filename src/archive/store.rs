@@ -84,6 +84,11 @@ pub trait Store: Send + Sync + 'static {
     /// Every object with its length, in the order of the names.
     fn list(&self) -> Result<Vec<(ObjectName, u64)>, StoreError>;
 
+    /// The same without the lengths, which a store may have to ask for one by one.
+    fn names(&self) -> Result<Vec<ObjectName>, StoreError> {
+        Ok(self.list()?.into_iter().map(|(name, _)| name).collect())
+    }
+
     /// Removes an object; one that is not there is fine.
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
 

@@ -118,7 +118,7 @@ impl RebuildPlan {
             let what = "there is no archive".to_owned();
             return Err(StoreError::Refused { store: source.volume().backing.clone(), what }.into());
         };
-        let known: BTreeSet<ObjectName> = store.list()?.into_iter().map(|(name, _)| name).collect();
+        let known: BTreeSet<ObjectName> = store.names()?.into_iter().collect();
         source.refresh()?;
         let parent = source.volume();
         let mut volume = Superblock {
@@ -264,7 +264,7 @@ impl RebuildPlan {
     fn refuse_in_use(&self) -> Result<(), HistoryError> {
         let parent = self.volume.parent_history;
         let is_new = |name: &ObjectName| name.history == parent && name.segment.0 > 0 && !self.known.contains(name);
-        match self.store.list()?.into_iter().map(|(name, _)| name).find(is_new) {
+        match self.store.names()?.into_iter().find(is_new) {
             Some(name) => Err(HistoryError::InUse { segment: name.segment }),
             None => Ok(()),
         }

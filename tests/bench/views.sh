@@ -21,7 +21,7 @@ scribble randwrite $((bytes * 2))
 # first_byte SOURCE POINT WHERE: the median of three, by id.
 first_byte() {
   local id view started row
-  row=$("$SALVOL" points "$1" --json | jq -c --arg label "$2" '.points[] | select(.label == $label)')
+  row=$("$SALVOL" points "$1" --json | jq -c --arg wanted "$2" '.points[] | select(.label == $wanted)')
   id=$(jq -r .id <<<"$row")
   for _ in 1 2 3; do
     started=$EPOCHREALTIME

@@ -102,7 +102,7 @@ pub(super) fn take(survey: &mut Survey<'_>, store: &Arc<dyn Store>, audited: Aud
         }
         Err(ArchiveError::Store(error)) => {
             // When the store as a whole fails, nothing is known of what is in it.
-            let listed: BTreeSet<ObjectName> = store.list()?.into_iter().map(|(name, _)| name).collect();
+            let listed: BTreeSet<ObjectName> = store.names()?.into_iter().collect();
             if !listed.contains(&name) {
                 return Ok(());
             }
