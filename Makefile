@@ -1,10 +1,9 @@
 .DEFAULT_GOAL := help
 PREFIX ?= /usr/local
 HOURS ?= 1
-POINTS ?= 1000
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments listing campaign shell build install clean
+.PHONY: help demo test check bench moments points listing campaign shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -12,7 +11,7 @@ help: ## this list
 demo: ## see it work: a database, a killed daemon, a dropped table, a lost disk, and every byte back (5 minutes)
 	@scripts/demo
 
-test: ## all tests, the real block device included (15 minutes; ALL=1 adds PostgreSQL and XFS)
+test: ## all tests, the real block device included (20 minutes; ALL=1 adds XFS, longer sizes and more points)
 	@scripts/test $(if $(ALL),--all)
 
 check: ## format, lints and cargo's own tests, no kernel needed
@@ -23,11 +22,16 @@ check: ## format, lints and cargo's own tests, no kernel needed
 bench: ## speed and write amplification
 	@scripts/bench
 
+moments: POINTS ?= 1000
 moments: ## POINTS=1000 synch points, and as many other moments, each restored and viewed (5 minutes)
 	SALVOL_POINTS=$(POINTS) cargo test --test moments -- --nocapture
 
 listing: ## how long an archive of OBJECTS=10000 takes to be listed (1 minute)
 	SALVOL_OBJECTS=$(OBJECTS) cargo test --release --test listing -- --nocapture
+
+points: POINTS ?= 20
+points: ## POINTS=20 points of PostgreSQL, SQLite and ext4 under load, each judged on the real block device (20 minutes)
+	@POINTS=$(POINTS) scripts/test --all postgres-points sqlite-points files-points
 
 campaign: ## the simulator with new seeds for HOURS=1
 	@HOURS=$(HOURS) scripts/campaign

@@ -132,6 +132,149 @@ fio_on_device() {
 # The stamping writer and its checker, with the system's own Python.
 stamps() { /usr/bin/python3 "$here/stamps.py" "$@"; }
 
+# ---- Applications and their points ------------------------------------------------------------------------------------------------
+
+# A test of an application has so many points of it marked, and judges what is in each.
+POINTS=${POINTS:-4}
+journal=$WORK/journal
+past=/run/salvol-past
+
+# The clients of an application and their judge.
+ledger() { /usr/bin/python3 "$here/ledger.py" "$@"; }
+
+# start_clients KIND PLACE CLIENTS: they go on until stop_clients.
+start_clients() {
+  kind=$1
+  ledger write "$kind" "$2" "$journal" --clients "$3" --until "$WORK/enough" &
+  clients=$!
+  wait_until 30 test -e "$journal/$3" || fail "the clients did not start"
+}
+
+stop_clients() {
+  touch "$WORK/enough"
+  wait $clients || fail "a client failed"
+}
+
+# start_agent OPTION...: an agent that marks $POINTS points; each of its lines gets the time at which it came.
+start_agent() {
+  ledger hear "$SALVOL" agent vol "$@" --rounds "$POINTS" >"$WORK/agent" 2>"$WORK/agent.log" &
+  agent=$!
+}
+
+# turn_log_over DIRECTORY: a file is overwritten there, beside the agent, until the log has gone round, with --all once more than before.
+turn_log_over() {
+  local until
+  until=$(long 100 $(($(log_turns) + 100)))
+  while (($(log_turns) < until)); do
+    nice dd if=/dev/urandom of="$1/filler" bs=1M count=32 conv=notrunc,fsync status=none
+  done &
+  turning=$!
+}
+
+is_under_load() { kill -0 $agent 2>/dev/null || kill -0 $turning 2>/dev/null; }
+is_marked() { (($(wc -l <"$WORK/agent") >= $1)); }
+
+# judge_points CHECK: calls `CHECK POINT` for the agent's points, while it goes on and the log goes round.
+judged=0
+judge_points() {
+  while is_under_load; do
+    if ((judged < POINTS)) && is_marked $((judged + 1)); then
+      judge_next "$1"
+    else
+      sleep 0.2
+    fi
+  done
+  wait $turning || fail "the log did not go round"
+  wait $agent && is_marked "$POINTS" || fail "the agent marked less than $POINTS points: $(cat "$WORK/agent.log")"
+  say "  $judged of $POINTS points were judged meanwhile"
+}
+
+# judge_other_points CHECK: those that nobody has judged yet.
+judge_other_points() {
+  while ((judged < POINTS)); do judge_next "$1"; done
+  diff <("$SALVOL" points vol --json | jq -r '.points[] | .id + " at " + .time') <(sed 's/^[0-9]* //; s/,.*//' "$WORK/agent") ||
+    fail "the points that there are, and those that the agent told of"
+  say "  all $POINTS points judged, with $transactions transactions in them"
+  tell_mean "milliseconds until attach --at gave a device" "$WORK/attach-ms"
+}
+
+judge_next() {
+  judged=$((judged + 1))
+  "$1" "$(point $judged 2)"
+}
+
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
+
+# tell_mean WHAT FILE: of the numbers in its lines.
+tell_mean() { awk -v what="$1" '{ sum += $1; if ($1 > most) most = $1 } END { printf "  %s: mean %.0f, most %.0f\n", what, sum / NR, most }' "$2"; }
+
+# point N FIELD: of the agent's N-th point, when it was heard of (1), what it is called (2), or when it was marked (4).
+point() { sed -n "$1s/,.*//p" "$WORK/agent" | cut -d' ' -f"$2"; }
+
+# judge_as N PLACE: whether what is open holds what it must at the agent's N-th point, by the clients' journals.
+judge_as() {
+  ledger judge "$kind" "$2" "$journal" --marked "$(point "$1" 4)" --heard "$(point "$1" 1)"
+}
+
+# judge_ledger PLACE: the same of the point that is being judged; leaves in $found what was found.
+transactions=0
+judge_ledger() {
+  found=$(judge_as $judged "$1") || fail "$(point $judged 2) is not what was promised"
+  transactions=$((transactions + ${found% *}))
+  found="${found% *} transactions, ${found#* } of them not acknowledged before the mark"
+}
+
+# expect_judge_to_notice PLACE: a judge who takes the third point, which is open, for the last or the first finds fault with it.
+expect_judge_to_notice() {
+  expect_failure 'was acknowledged before the mark; only' judge_as "$POINTS" "$1"
+  expect_failure 'was begun after the mark.*and is there' judge_as 1 "$1"
+}
+
+# open_past POINT [--writable]: the volume's file system as it was at the point, mounted at $past.
+open_past() {
+  local mode=ro started
+  [[ ${2:-} != --writable ]] || mode=rw
+  started=$(now_ms)
+  view=$("$SALVOL" -q attach vol --at "$@")
+  echo $(($(now_ms) - started)) >>"$WORK/attach-ms"
+  mkdir -p $past
+  mount -o $mode "$view" $past
+}
+close_past() {
+  umount $past
+  "$SALVOL" detach "$view"
+}
+
+# ---- PostgreSQL -------------------------------------------------------------------------------------------------------------------
+
+postgres_programs=$(compgen -G '/usr/lib/postgresql/*/bin' | sort -V | tail -n 1 || true)
+
+# PostgreSQL refuses to run as root.
+as_postgres() {
+  setpriv --reuid=postgres --regid=postgres --clear-groups env PATH="$postgres_programs:$PATH" HOME=/run PGHOST=/run/postgres-socket "$@"
+}
+
+# start_postgres DATA [SETTING...]: listens where PGPORT says.
+start_postgres() {
+  local data=$1 settings
+  settings=$(printf ' -c %s' listen_addresses= unix_socket_directories=/run/postgres-socket "${@:2}")
+  install -d -o postgres /run/postgres-socket
+  as_postgres pg_ctl -D "$data" -w -t 120 -l "$data/server.log" -o "-p ${PGPORT:-5432}$settings" start >/dev/null ||
+    { cat "$data/server.log"; fail "PostgreSQL did not start"; }
+}
+stop_postgres() {
+  local pid
+  pid=$(head -n 1 "$1/postmaster.pid")
+  as_postgres pg_ctl -D "$1" -w -m fast stop >/dev/null
+  # It removes its file a moment before it leaves the directory.
+  wait_until 20 process_is_gone "$pid" || fail "PostgreSQL did not end"
+}
+
+check_postgres() {
+  as_postgres pg_amcheck --heapallindexed --install-missing bench || fail "pg_amcheck found corruption $1"
+  say "  pg_amcheck is clean $1"
+}
+
 # ---- The end on a host ----------------------------------------------------------------------------------------------------------
 
 # A guest takes everything with it; a host gets back what the test made on it, and keeps what it did not make.

@@ -9,31 +9,16 @@ source "$(dirname "$0")/lib.sh"
 
 mountpoint=/run/salvol-postgres
 data=$mountpoint/data
-programs=$(find /usr/lib/postgresql -maxdepth 2 -name bin | sort -V | tail -n 1)
-
-# PostgreSQL refuses to run as root.
-as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups env PATH="$programs:$PATH" HOME=/run PGHOST=/run/postgres-socket "$@"; }
-
-start_server() {
-  as_postgres pg_ctl -D $data -w -t 60 -l $data/server.log -o "-k /run/postgres-socket -c listen_addresses=" start >/dev/null ||
-    { cat $data/server.log; fail "PostgreSQL did not start"; }
-}
-stop_server() { as_postgres pg_ctl -D $data -w -m fast stop >/dev/null; }
-
-check_database() {
-  as_postgres pg_amcheck --heapallindexed --install-missing bench || fail "pg_amcheck found corruption $1"
-  say "  pg_amcheck is clean $1"
-}
 
 create_volume 1G
 attach_volume
 mkfs.ext4 -q "$device"
 mkdir -p $mountpoint
 mount "$device" $mountpoint
-install -d -o postgres $data /run/postgres-socket
+install -d -o postgres $data
 
 as_postgres initdb -k -A trust -D $data >/dev/null
-start_server
+start_postgres $data
 as_postgres createdb bench
 as_postgres pgbench -q -i -s 15 bench 2>/dev/null
 "$SALVOL" agent vol postgres "host=/run/postgres-socket user=postgres dbname=bench" --every 5s --label pg >"$WORK/agent" 2>"$WORK/agent.log" &
@@ -45,7 +30,7 @@ wait $agent 2>/dev/null || true
 marked=$(grep -c 'wal=.*system=.*version=' "$WORK/agent") || fail "the agent marked nothing: $(cat "$WORK/agent.log")"
 say "  the agent marked $marked points in 40 s; the last: $(tail -n 1 "$WORK/agent")"
 ((marked >= 7)) || fail "the agent was to mark every 5 s: $(cat "$WORK/agent" "$WORK/agent.log")"
-check_database "after pgbench"
+check_postgres "after pgbench"
 
 # The daemon dies under load: PostgreSQL may wait, it may not notice.
 as_postgres pgbench -c 8 -j 2 -T 20 bench >"$WORK/pgbench.log" 2>&1 &
@@ -53,17 +38,17 @@ load=$!
 sleep 5
 kill_daemon_and_recover
 wait $load || { cat "$WORK/pgbench.log"; fail "pgbench failed when the daemon died"; }
-check_database "after the daemon died under pgbench"
+check_postgres "after the daemon died under pgbench"
 
-stop_server
+stop_postgres $data
 as_postgres pg_checksums --check -D $data >/dev/null || fail "pg_checksums found a bad page"
 umount $mountpoint
 detach_volume
 attach_volume
 mount "$device" $mountpoint
-start_server
-check_database "after detach and attach"
-stop_server
+start_postgres $data
+check_postgres "after detach and attach"
+stop_postgres $data
 expect_healthy_status
 umount $mountpoint
 e2fsck -fn "$device" >/dev/null 2>&1 || fail "e2fsck found errors"
