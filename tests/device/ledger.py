@@ -140,6 +140,8 @@ class Sqlite:
         connection = self.connect()
 
         def commit(number):
+            # SQLite's lock has no queue: clients that never pause can keep the agent, and each other, from it for long.
+            time.sleep(random.uniform(0.01, 0.05))
             # A lock that is only asked for in the middle of a transaction may fail at once.
             for statement in statements(client, number, "BEGIN IMMEDIATE"):
                 connection.execute(statement)
