@@ -522,6 +522,6 @@ fn pruning_needs_one_rule_and_an_archive() {
     }
     scratch.salvol(&["prune", "db", "--keep-points", "3"]).fails(1, &["no such volume is attached"]);
     fs::remove_dir_all(scratch.path("store")).expect("removed");
-    scratch.salvol(&["prune", "./db", "--keep-points", "3"]).fails(1, &["store"]);
+    scratch.salvol(&["-q", "prune", "./db", "--keep-points", "3"]).fails(1, &["store", "cannot open the directory"]);
     scratch.salvol(&["prune", "dir:store", "--keep-points", "3"]).fails(1, &["store"]);
 }

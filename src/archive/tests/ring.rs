@@ -133,14 +133,25 @@ fn what_is_pinned_is_not_expired_and_the_rest_is() {
     (11..=13).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
     assert!(is_island_and_newest(&store, 13), "{:?}", wholes(&store));
     // The pins are what there is no room for.
-    put_pin(&store, 2, 11, 13).unwrap();
-    let (last, full) = (14..30).find_map(|segment| Some((segment, put(&store, segment, 0, 36_000).err()?))).unwrap();
-    let full = full.to_string();
-    assert!(full.contains("pinned, by p100") && full.contains("salvol unpin"), "{full}");
+    let (mut last, mut pins) = (13, 1);
+    let full = loop {
+        pins += 1;
+        let pinned = put_pin(&store, pins, last - 2, last);
+        let full = pinned.err().or_else(|| {
+            (0..3).find_map(|_| {
+                last += 1;
+                put(&store, last, 0, 36_000).err()
+            })
+        });
+        match full {
+            Some(full) => break full.to_string(),
+            None => assert!(last < 50, "the ring never fills"),
+        }
+    };
+    assert!(full.contains("pinned, by p100, p1300") && full.contains("salvol unpin"), "{full}");
     assert!([1, 11, 12, 13].iter().all(|pinned| wholes(&store).contains(pinned)));
-    store.delete(&PinRecord::name_of(name(1, 0).history, 2)).unwrap();
-    put(&store, last, 0, 36_000).unwrap();
-    (last + 1..last + 6).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
+    (2..=pins).for_each(|number| store.delete(&PinRecord::name_of(name(1, 0).history, number)).unwrap());
+    (last..last + 6).for_each(|segment| put(&store, segment, 0, 36_000).unwrap());
     assert!(is_island_and_newest(&store, last + 5), "{:?}", wholes(&store));
 }
 
