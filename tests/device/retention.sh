@@ -1,6 +1,6 @@
 #!/bin/bash
 # test: prune and pin on a running volume: what is kept comes back, what a view reads stays, what is gone says what is near; a directory and a ring
-# limit: 300
+# limit: 400
 set -euo pipefail
 # shellcheck source=tests/device/lib.sh
 source "$(dirname "$0")/lib.sh"
