@@ -341,6 +341,7 @@ fn a_rebuilt_volume_has_its_pins() {
     marks.iter().for_each(|mark| drop(pin_in(&both, mark).unwrap()));
     rig.close();
     pruned(&alone(&rig), Keep::Points(2));
+    let old_primary = fs::read(rig.primary()).unwrap();
     fs::remove_file(rig.primary()).unwrap();
     let history = Uuid([9; 16]);
     let backing = rig.spec.to_string();
@@ -361,6 +362,7 @@ fn a_rebuilt_volume_has_its_pins() {
     // An ancestor's point can be pinned as well.
     let old = rig.points[59].0.clone();
     pin_in(&sources(&rig)[0], &old).unwrap();
+    let kept_segment = alone(&rig).resolve(&format!("p{}", old.point)).unwrap().segment.0;
     rig.close();
     pruned(&sources(&rig)[0], Keep::Points(2));
     for source in &sources(&rig) {
@@ -369,10 +371,77 @@ fn a_rebuilt_volume_has_its_pins() {
         assert!(there.is_superset(&BTreeSet::from([10, 35, 59, 88, 89])) && !there.contains(&50), "{there:?}");
         clean(source);
     }
+    // With a fork record that has rotted nobody knows that the ancestor is one; its pins keep what they kept.
+    let fork = records(&rig).into_iter().find(|path| path.to_str().unwrap().ends_with(".p0.zst")).unwrap();
+    let (sound, before) = (fs::read(&fork).unwrap(), segments(&*rig.store()));
+    fs::write(&fork, [&sound[..100], &[!sound[100]], &sound[101..]].concat()).unwrap();
+    pruned(&Source::open_primary(&rig.primary()).unwrap(), Keep::Points(1));
+    fs::write(&fork, sound).unwrap();
+    let islands: Vec<u64> = before.iter().copied().filter(|segment| *segment <= kept_segment).collect();
+    assert!(segments(&*rig.store()).starts_with(&islands), "{islands:?}");
+    for (rank, source) in [10, 35, 59].into_iter().zip(std::iter::repeat_with(|| alone(&rig))) {
+        comes_back(&source, &rig.path("out"), &rig.points[rank]).unwrap();
+    }
+    // The primary of before has nothing to say any more.
+    fs::write(rig.path("primary"), &old_primary).unwrap();
+    let stranger = Source::open_primary(&rig.primary()).unwrap();
+    let error = prune(&stranger, Keep::Points(1), &nobody, false).unwrap_err();
+    assert!(error.to_string().contains("continues it"), "{error}");
+    assert!(unpin(&stranger, &format!("p{}", kept[0]), &nobody).is_err());
     for id in [kept[0], kept[1], old.point] {
         unpin(&alone(&rig), &format!("p{id}"), &nobody).unwrap();
         clean(&alone(&rig));
     }
+}
+
+/// The archive may have a segment before the one in front of it.
+#[test]
+fn a_gap_near_the_end_is_waited_for() {
+    let Some(mut rig) = volume(60, ArchiveAt::Seal, 97) else { return };
+    rig.close();
+    let newest = *segments(&*rig.store()).last().unwrap();
+    let late = newest - 2;
+    let is_late = |name: &ObjectName| name.segment.0 == late;
+    let name = rig.store().list().unwrap().into_iter().map(|(name, _)| name).find(is_late).unwrap();
+    let file = format!("archive/{}/{late:016}.e{:08}.p0.zst", name.history, name.epoch);
+    let aside = rig.path("aside");
+    fs::rename(rig.path(&file), &aside).unwrap();
+    for source in &sources(&rig) {
+        pruned(source, Keep::Points(1));
+    }
+    // A rebuild begins before the gap, and needs what it needs.
+    let before = late - 1;
+    assert_eq!(segments(&*rig.store())[0], before - u64::from(WORKING_SET));
+    fs::rename(&aside, rig.path(&file)).unwrap();
+    clean(&alone(&rig));
+    clean(&sources(&rig)[0]);
+}
+
+/// What has left the archive is still in slots for a while; that is nothing to rely on.
+#[test]
+fn what_is_in_old_slots_only_cannot_be_pinned() {
+    let Some(mut rig) = volume(60, ArchiveAt::Seal, 98) else { return };
+    rig.close();
+    pruned(&sources(&rig)[0], Keep::Points(1));
+    let there = there(&rig, &alone(&rig));
+    let [both, _] = sources(&rig);
+    let (mut refused, mut pinned) = (0, 0);
+    for info in both.points().unwrap().points {
+        let rank = rig.points.iter().position(|(point, _)| point.position.0 == info.position).unwrap();
+        match pin_in(&both, &rig.points[rank].0) {
+            Ok(_) => pinned += usize::from(there.contains(&rank) || info.segment.0 >= newest_of(&rig)),
+            Err(error) => {
+                assert!(matches!(error, HistoryError::NotArchived { .. }), "{error}");
+                assert!(!there.contains(&rank), "{info:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && pinned > 0, "{refused} refused, {pinned} pinned");
+}
+
+fn newest_of(rig: &Rig) -> u64 {
+    *segments(&*rig.store()).last().unwrap()
 }
 
 #[test]
@@ -503,6 +572,8 @@ fn an_unfinished_rollback_finds_what_it_needs() {
     let Some(mut rig) = volume(60, ArchiveAt::Seal, 91) else { return };
     let (mark, model) = rig.points[5].clone();
     let at = format!("p{}", mark.point);
+    pin_in(&sources(&rig)[0], &mark).unwrap();
+    pruned(&sources(&rig)[0], Keep::Points(1));
     let midway = (0..200).any(|round| {
         let midway = rig.roll_back_killed(&at, Duration::from_micros(400 * round));
         if !midway {
@@ -514,6 +585,8 @@ fn an_unfinished_rollback_finds_what_it_needs() {
     });
     assert!(midway, "no kill was midway");
     pruned(&sources(&rig)[0], Keep::Points(1));
+    let error = unpin(&sources(&rig)[0], &at, &nobody).unwrap_err();
+    assert!(matches!(error, HistoryError::Leased { .. }), "{error}");
     comes_back(&sources(&rig)[0], &rig.path("out"), &(mark, model.clone())).unwrap();
     rig.attach();
     assert!(rig.finish_rollback());
@@ -522,6 +595,8 @@ fn an_unfinished_rollback_finds_what_it_needs() {
     rig.settle();
     rig.close();
     assert!(pruned(&sources(&rig)[0], Keep::Points(1)).objects > 0, "it needs nothing any more");
+    clean(&sources(&rig)[0]);
+    assert!(unpin(&sources(&rig)[0], &at, &nobody).unwrap().objects > 0);
     clean(&sources(&rig)[0]);
 }
 

@@ -206,10 +206,11 @@ impl Pins {
             pins.numbers.push((name.history, name.part));
             match PinRecord::read(store, name, volume) {
                 Ok(None) => {}
-                Ok(Some(record)) if lasts.get(&name.history).is_some_and(|last| record.position <= *last) => {
-                    pins.records.push((*name, record));
-                }
-                Ok(Some(record)) => pins.left_behind.push((*name, record)),
+                Ok(Some(record)) => match lasts.get(&name.history) {
+                    Some(last) if record.position > *last => pins.left_behind.push((*name, record)),
+                    // Of a history that is not known to belong here: the record of its fork may be what is damaged.
+                    _ => pins.records.push((*name, record)),
+                },
                 Err(ArchiveError::Store(error)) if !error.is_bad_sector() => return Err(error.into()),
                 Err(error) => pins.damaged.push((*name, error)),
             }
@@ -235,10 +236,14 @@ impl Pins {
     }
 
     /// The oldest of `archived` from which on nothing is let go: the first that no pin keeps, and no newer one than the newest
-    /// needs, which is never let go. What is missing before it, and is kept by no pin, has gone on purpose.
+    /// needs, which is never let go. What is missing before it, and is kept by no pin, has gone on purpose. With a record that is
+    /// damaged it is not known which islands are pinned: then all of them are.
     pub fn kept_from(&self, archived: &BTreeSet<SegmentNumber>, working_set: u32) -> SegmentNumber {
         let Some(newest) = archived.last() else { return SegmentNumber(1) };
         let needed = newest.minus(u64::from(working_set));
+        if !self.damaged.is_empty() {
+            return one_piece_from(archived, needed);
+        }
         archived.iter().find(|segment| !self.keep(**segment)).map_or(needed, |first| needed.min(*first))
     }
 }

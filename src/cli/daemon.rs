@@ -77,6 +77,8 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     let group = socket_group(arguments.socket_group.as_deref()).map_err(early)?;
     let (what, name, superblock) = task(arguments)?;
     let _lock = claim(arguments, &runs, &name, superblock.as_ref()).map_err(early)?;
+    // What a view is about to read is not pruned before its run file says so.
+    let turn = arguments.view.is_some().then(|| past::turn(arguments, &runs)).transpose()?;
     ublk::be_io_flusher();
     ublk::lock_memory();
     let mailbox = Arc::new(Mailbox::default());
@@ -96,7 +98,9 @@ pub(crate) fn serve(arguments: &Arguments, ready: Ready) -> Outcome {
     let run = run_file(arguments, &server, &name);
     let announce = |id| {
         drop(numbers);
-        announce(&runs, &RunFile { id, device: ublk::node(id), ..run }, ready)
+        let announced = announce(&runs, &RunFile { id, device: ublk::node(id), ..run }, ready);
+        drop(turn);
+        announced
     };
     let live = server.go_live(announce).map_err(|error| {
         if !recovers {

@@ -1,8 +1,9 @@
 //! `salvol attach SOURCE --at POINT`: a volume as it was becomes a second device.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use salvol::archive::Spec;
+use salvol::archive::{Spec, store_identity};
 use salvol::control::RunDir;
 use salvol::history::{Moment, Writable};
 use salvol::ublk::{self, PastSource, What};
@@ -11,7 +12,7 @@ use super::attach::{Arguments, in_background, refuse_if_attached};
 use super::daemon::{self, Ready};
 use super::parse::Source;
 use super::points::{failure, failure_at};
-use super::primary::canonical;
+use super::primary::{canonical, look};
 use super::running::find;
 use super::{Failure, Manner, Outcome, table};
 
@@ -66,6 +67,15 @@ pub(crate) fn what(arguments: &Arguments, name: &str) -> Result<What, Failure> {
     };
     let at = arguments.at.clone().unwrap_or_default();
     Ok(What::Past { source: source(&arguments.primary)?, at, writable, name: name.to_owned() })
+}
+
+/// Keeps what the view reads from being pruned while this lives; `None` where there can be no lock.
+pub(crate) fn turn(arguments: &Arguments, runs: &RunDir) -> Result<Option<File>, Failure> {
+    let uuid = match source(&arguments.primary)? {
+        PastSource::Primary(path) => look(&path)?.uuid,
+        PastSource::Store(spec) => store_identity(&spec)?.uuid,
+    };
+    Ok(runs.lock_archive(&uuid.to_string()))
 }
 
 /// What a view of the moment is called: as it was asked for, when that names a file and always means the same.

@@ -1,5 +1,6 @@
 //! `salvol pin` and `salvol unpin`. Also: who changes an archive, a daemon or the command itself.
 
+use salvol::archive::Spec;
 use salvol::control::{Client, Request, RunDir, RunFile};
 use salvol::format::SegmentNumber;
 use salvol::history::{Pinned, Source as History, Unpinned, check_pin, pin as pin_in, pinned_as, unpin as unpin_in};
@@ -117,7 +118,7 @@ impl Archive {
             Source::Spec(spec) => {
                 let past = open(text)?;
                 let (uuid, spec) = (past.volume().uuid.to_string(), super::parse::spec(&spec).map_err(Failure::usage)?);
-                let serves = |run: &RunFile| run.at.is_none() && run.uuid == uuid && run.backing == spec;
+                let serves = |run: &RunFile| run.at.is_none() && run.uuid == uuid && is_one_place(&run.backing, &spec);
                 let run = runs.all().into_iter().find(serves);
                 return Ok(Self { past, runs, run });
             }
@@ -151,6 +152,15 @@ impl Archive {
     pub(super) fn leased(&self) -> Option<SegmentNumber> {
         self.runs.leased_from(&self.past.volume().uuid.to_string())
     }
+}
+
+/// Whether two SPECs lead to one store, whatever links are on the way.
+fn is_one_place(one: &str, other: &str) -> bool {
+    let place = |spec: &str| match Spec::parse(spec).ok()? {
+        Spec::Directory(path) | Spec::File(path) | Spec::Device(path) => path.canonicalize().ok(),
+        Spec::None => None,
+    };
+    one == other || place(one).is_some_and(|place_of_one| Some(place_of_one) == place(other))
 }
 
 impl Daemon {

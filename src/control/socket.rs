@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::agents::Agents;
 use super::protocol::{self, AgentName, LINE_BYTES_MAX, Reply, Request, Wait};
 use super::retention::{Retention, ServedArchive};
-use super::{Mailbox, Message, User, users};
+use super::{Mailbox, Message, RunDir, User, users};
 use crate::format::{BLOCK_BYTES, Position};
 use crate::history::{HistoryError, PointInfo, Scene, Source};
 use crate::volume::{Aim, RolledBack};
@@ -295,12 +295,15 @@ fn roll_back(to: &str, desk: &Desk) -> Result<RolledBack, String> {
     let primary = desk.primary.as_ref().ok_or("a view of the past stays what it is")?;
     let look = || -> Result<_, HistoryError> {
         let source = Source::open_primary(primary)?;
+        // Until it is done, or has failed, nobody prunes what it reads.
+        let turn = RunDir::from_environment().lock_archive(&source.volume().uuid.to_string());
+        source.refresh()?;
         let scene = Scene::new(&source, source.resolve(to)?)?;
         let aim = scene.aim();
         let room = source.room_before(aim.needs_from)?;
-        Ok((Box::new(scene), Aim { room, ..aim }))
+        Ok((Box::new(scene), Aim { room, ..aim }, turn))
     };
-    let (scene, aim) = look().map_err(|error| error.to_string())?;
+    let (scene, aim, _turn) = look().map_err(|error| error.to_string())?;
     let (sender, receiver) = channel();
     if !desk.mailbox.send(Message::RollBack { scene, aim, answer: sender }) {
         return Err(gone());

@@ -51,6 +51,12 @@ pub enum HistoryError {
     /// It may be in a store that cannot be asked now.
     #[error("{what}; it may be in {store}, which cannot be reached")]
     Unreachable { what: String, store: String },
+    /// It cannot be kept: what it needs is in old slots only.
+    #[error(
+        "position {position} needs segment {segment}, which is on the primary and not in the archive: it was pruned or has expired, and goes when \
+         its slot is used again; or it is being archived, then try again"
+    )]
+    NotArchived { position: Position, segment: SegmentNumber },
     /// It was there, and what it needs has gone.
     #[error("position {position} can no longer be restored: segment {segment} is gone from the primary{archive}")]
     Gone { position: Position, segment: SegmentNumber, archive: &'static str },
@@ -102,7 +108,7 @@ pub enum HistoryError {
 impl HistoryError {
     /// Whether the point is not there, or can no longer be restored.
     pub fn is_no_point(&self) -> bool {
-        matches!(self, Self::NoPoint { .. } | Self::Gone { .. })
+        matches!(self, Self::NoPoint { .. } | Self::Gone { .. } | Self::NotArchived { .. })
     }
 
     /// Whether nothing could ever be called so: wrong usage.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::point::PointInfo;
+use super::prune::under_way;
 use super::text::{parse_time, rfc3339};
 use super::{HistoryError, Moment, Source, index_at};
 use crate::archive::{
@@ -203,11 +204,18 @@ fn put(
     Err(ArchiveError::Object { name, source: ObjectError::Format(error) }.into())
 }
 
-/// The segments that restoring `moment` reads, oldest first; all of them are there.
+/// The segments that restoring `moment` reads, oldest first; all of them are there, and in the archive, or still to come there. What
+/// has left it may be in slots that nobody has used again, and would not stay.
 fn needed(source: &Source, moment: &Moment) -> Result<Vec<SegmentNumber>, HistoryError> {
     let index = index_at(source, source.volume(), moment.segment, moment.position);
     let index = index.map_err(|error| source.judged(error.plain()))?;
-    Ok(index.chain().iter().rev().map(|(segment, _)| *segment).collect())
+    let needed: Vec<SegmentNumber> = index.chain().iter().rev().map(|(segment, _)| *segment).collect();
+    let archived = source.archived_segments();
+    let newest = archived.last().copied().unwrap_or_default();
+    match needed.iter().find(|segment| **segment < newest && !archived.contains(segment)) {
+        Some(segment) => Err(HistoryError::NotArchived { position: moment.position, segment: *segment }),
+        None => Ok(needed),
+    }
 }
 
 /// What `text` names among the pins of `source`: the id of a point, or the name of a record that is damaged.
@@ -239,7 +247,12 @@ pub fn pinned_as(source: &Source, text: &str) -> Result<String, HistoryError> {
 /// When nothing of the kind is pinned, somebody reads what would go, or the store fails.
 pub fn unpin(source: &Source, id: &str, leased: &Leased<'_>) -> Result<Unpinned, HistoryError> {
     let store = source.archive()?;
+    Lineage::refuse_stranger(store, source.volume())?;
+    // Others may have pruned while this waited for its turn.
+    source.refresh()?;
     let mut pins = source.pins()?;
+    let under_way = under_way(source)?;
+    let leased = || [leased(), under_way].into_iter().flatten().min();
     let is_its = |name: &ObjectName, record: &PinRecord| {
         name.to_string() == id || id.strip_prefix('p') == Some(record.position.to_string().as_str())
     };
@@ -268,7 +281,7 @@ pub fn unpin(source: &Source, id: &str, leased: &Leased<'_>) -> Result<Unpinned,
         {
             return Err(HistoryError::Leased { segment: from });
         }
-        removal.remove(store, &|| None)?;
+        removal.remove(store, &leased)?;
         (unpinned.segments, unpinned.objects, unpinned.bytes) = removal.sizes();
     }
     gone.iter().try_for_each(|name| store.delete(name))?;

@@ -5,6 +5,8 @@
 //! older than a rebuild could be found. All else goes, the oldest first: what is left when a prune ends early is in one
 //! piece, and the next prune goes on.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::digest::Depth;
@@ -13,8 +15,8 @@ use super::point::Stop;
 use super::scan::oldest_needed;
 use super::text::rfc3339;
 use super::{HistoryError, Segments, Source};
-use crate::archive::one_piece_from;
-use crate::format::SegmentNumber;
+use crate::archive::{Lineage, one_piece_from};
+use crate::format::{Position, SegmentNumber};
 use crate::log::Rollback;
 
 /// What a rule keeps.
@@ -47,6 +49,9 @@ pub struct PruneReport {
 /// When there is no archive, it fails, or it is not known what must stay.
 pub fn prune(source: &Source, keep: Keep, leased: &Leased<'_>, dry_run: bool) -> Result<PruneReport, HistoryError> {
     let store = source.archive()?;
+    Lineage::refuse_stranger(store, source.volume())?;
+    // Others may have pruned while this waited for its turn.
+    source.refresh()?;
     let mut pins = source.pins()?;
     if let Some((name, error)) = pins.damaged.pop() {
         return Err(HistoryError::DamagedPin { name, source: Box::new(error) });
@@ -59,8 +64,14 @@ pub fn prune(source: &Source, keep: Keep, leased: &Leased<'_>, dry_run: bool) ->
         }
     }
     let archived = source.archived_segments();
-    let newest_needs = archived.last().map(|newest| newest.minus(u64::from(source.volume().geometry.working_set)));
-    let bounds = [Some(ruled(&reach.stops, keep)), newest_needs, under_way(source)?, leased()];
+    let rebuild_needs = rebuild_needs(&archived, source.volume().geometry.working_set);
+    let bounds = [
+        Some(ruled(&reach.stops, keep)),
+        moment_needs(source, keep)?,
+        Some(rebuild_needs),
+        under_way(source)?,
+        leased(),
+    ];
     let kept_from = bounds.into_iter().flatten().min().unwrap_or_default();
     let removal = Removal::of(store, |segment| segment < kept_from && !pins.keep(segment))?;
     if !dry_run {
@@ -100,12 +111,39 @@ fn ruled(stops: &[Stop], keep: Keep) -> SegmentNumber {
     found.map_or(SegmentNumber(0), |stop| stop.oldest_needed)
 }
 
+/// The oldest segment that the moment needs which the time of the rule names: within a rollback that is the one before it.
+fn moment_needs(source: &Source, keep: Keep) -> Result<Option<SegmentNumber>, HistoryError> {
+    let Keep::Since(time_ns) = keep else { return Ok(None) };
+    match source.resolve(&rfc3339(time_ns)) {
+        Ok(moment) => needed_by(source, moment.segment).map(Some),
+        // What is damaged, or is not there, is not what can be kept.
+        Err(error) if error.is_no_point() || error.is_corruption() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The oldest segment that rebuilding the volume from the archive needs. Several are archived at a time, so the newest may be
+/// there before one that it needs: then a rebuild goes on from an older one.
+fn rebuild_needs(archived: &BTreeSet<SegmentNumber>, working_set: u32) -> SegmentNumber {
+    let window = |segment: SegmentNumber| segment.minus(u64::from(working_set)).max(SegmentNumber(1));
+    let is_whole = |segment: &&SegmentNumber| one_piece_from(archived, **segment) <= window(**segment);
+    archived.iter().rev().find(is_whole).map_or(SegmentNumber(0), |segment| window(*segment))
+}
+
 /// The oldest segment that a rollback needs which has begun and not ended: the next opening goes on with it.
-fn under_way(source: &Source) -> Result<Option<SegmentNumber>, HistoryError> {
+pub(super) fn under_way(source: &Source) -> Result<Option<SegmentNumber>, HistoryError> {
     let Some(newest) = source.numbers().last().copied() else { return Ok(None) };
     let summary = source.summary(newest, None).map_err(HistoryError::plain)?;
     let Some(rollback) = Rollback::at(&summary, summary.last_position()) else { return Ok(None) };
-    let target = source.resolve(&rollback.to.to_string())?;
-    let summary = source.summary(target.segment, None)?;
-    Ok(Some(oldest_needed(&summary)))
+    let target = needed_by(source, source.resolve(&rollback.to.to_string())?.segment)?;
+    if rollback.begin == Position(1) {
+        return Ok(Some(target));
+    }
+    // What the volume was before is what every moment in the rollback is.
+    let before = needed_by(source, source.resolve(&rollback.begin.previous().to_string())?.segment)?;
+    Ok(Some(target.min(before)))
+}
+
+fn needed_by(source: &Source, segment: SegmentNumber) -> Result<SegmentNumber, HistoryError> {
+    Ok(oldest_needed(&*source.summary(segment, None)?))
 }

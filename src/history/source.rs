@@ -208,7 +208,7 @@ impl Source {
     }
 
     /// Lists the objects again: a running volume archives segments meanwhile.
-    pub(super) fn refresh(&self) -> Result<(), HistoryError> {
+    pub fn refresh(&self) -> Result<(), HistoryError> {
         if let Some(store) = &self.store {
             let tail = self.primary.as_ref().and_then(View::tail);
             *self.objects.borrow_mut() = list(store, &self.volume, tail)?;

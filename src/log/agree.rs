@@ -40,8 +40,10 @@ pub struct WholeSegments {
 }
 
 impl WholeSegments {
-    fn new(there: BTreeSet<SegmentNumber>, pins: &Pins, working_set: u32) -> Self {
-        let kept_from = pins.kept_from(&there, working_set);
+    /// Those of `names`, which the archive has, parts included.
+    fn new(names: &[ObjectName], pins: &Pins, working_set: u32) -> Self {
+        let there = names.iter().filter(|name| name.part == 0).map(|name| name.segment).collect();
+        let kept_from = pins.kept_from(&names.iter().map(|name| name.segment).collect(), working_set);
         let windows = pins.records.iter().flat_map(|(_, record)| record.oldest_needed.0..=record.segment.0);
         Self { there, kept_from, pinned: windows.map(SegmentNumber).collect() }
     }
@@ -88,8 +90,7 @@ pub fn look_at_archive(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Ar
     let names = Lineage::read(store, volume)?.names.into_iter().filter(|name| !given_up(name)).collect();
     let names = one_past(names, None);
     let objects: Vec<ObjectName> = names.iter().filter(|name| name.part == 0).copied().collect();
-    let whole: BTreeSet<SegmentNumber> = objects.iter().map(|name| name.segment).collect();
-    let whole = WholeSegments::new(whole, &Pins::read(store, volume)?, volume.geometry.working_set);
+    let whole = WholeSegments::new(&names, &Pins::read(store, volume)?, volume.geometry.working_set);
     for segment in names.chunk_by(|a, b| a.segment == b.segment).rev() {
         if let Some(last) = newest_of(store, volume, segment)? {
             let summary = last.summary();
