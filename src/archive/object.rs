@@ -56,7 +56,7 @@ pub struct Outline {
 }
 
 impl Outline {
-    fn of(summary: &Summary) -> Self {
+    pub(crate) fn of(summary: &Summary) -> Self {
         Self {
             oldest_needed: SegmentNumber(summary.oldest_needed.0.max(1)),
             first_time_ns: summary.batches.first().map_or(0, |batch| batch.time_ns()),

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::scan::{oldest_needed, sound};
+use super::scan::sound;
 use super::source::{Archived, open_in, same_blocks};
 use super::{HistoryError, Source};
-use crate::archive::{ObjectHeader, Store, header_of};
+use crate::archive::{ObjectHeader, Outline, Store, header_of};
 use crate::format::{Checksum, Position, SegmentNumber, Summary, Superblock, SynchMark};
 
 /// How much is read of an archived segment to list it.
@@ -40,16 +40,17 @@ pub(super) type Digests = HashMap<Archived, Arc<Digest>>;
 impl Digest {
     /// None when the summary cannot be counted with, see [`sound`].
     pub fn of(summary: &Summary, segment: SegmentNumber) -> Option<Self> {
+        let outline = Outline::of(summary);
         sound(summary, segment).then(|| Self {
             segment,
             epoch: summary.epoch,
-            oldest_needed: oldest_needed(summary),
+            oldest_needed: outline.oldest_needed,
             first_position: summary.first_position,
             last_position: summary.last_position(),
             predecessor: summary.predecessor,
             last_checksum: summary.last_checksum,
-            first_time_ns: summary.batches.first().map_or(0, |batch| batch.time_ns()),
-            last_time_ns: summary.batches.last().map_or(0, |batch| batch.time_ns()),
+            first_time_ns: outline.first_time_ns,
+            last_time_ns: outline.last_time_ns,
             marks: summary.synchs.clone(),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::archive::{ObjectName, PinRecord};
+use crate::archive::{ObjectName, PinRecord, one_piece_from};
 use crate::format::{SegmentNumber, Uuid};
 
 /// What a fork record says of the history that ended.
@@ -57,10 +57,9 @@ pub(super) fn victims(
     let valid: BTreeSet<SegmentNumber> = valid.map(|((name, _), _)| name.segment).collect();
     let newest = valid.last().copied().unwrap_or(SegmentNumber(0));
     let kept_from = newest.0.saturating_sub(u64::from(working_set));
-    let one_piece_from = if pinned.unknown { one_piece_from(&valid, kept_from) } else { 0 };
+    let islands_end = if pinned.unknown { one_piece_from(&valid, SegmentNumber(kept_from)) } else { SegmentNumber(0) };
     let windows: Vec<_> = pinned.of_the_past(forks).map(PinRecord::window).collect();
-    let is_pinned =
-        |segment| segment < SegmentNumber(one_piece_from) || windows.iter().any(|window| window.contains(&segment));
+    let is_pinned = |segment| segment < islands_end || windows.iter().any(|window| window.contains(&segment));
     let mut victims: Vec<_> = objects
         .iter()
         .zip(given_up)
@@ -71,12 +70,6 @@ pub(super) fn victims(
         .collect();
     victims.sort_unstable();
     victims.into_iter().map(|(_, _, _, name)| name).collect()
-}
-
-/// The oldest of `segments` that is in one piece with `from` and those behind it.
-fn one_piece_from(segments: &BTreeSet<SegmentNumber>, from: u64) -> u64 {
-    let missing = (1..from).rev().find(|number| !segments.contains(&SegmentNumber(*number)));
-    missing.map_or(1, |missing| missing + 1)
 }
 
 /// The last segment of a history that may count: no further than its fork and those of what came after it.
