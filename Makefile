@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing campaign shell build install clean
+.PHONY: help demo test check bench moments points listing levels campaign shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -23,7 +23,7 @@ bench: ## speed and write amplification
 	@scripts/bench
 
 moments: POINTS ?= 1000
-moments: ## POINTS=1000 synch points, and as many other moments, each restored and viewed (5 minutes)
+moments: ## POINTS=1000 synch points, and as many other moments, each restored and viewed (15 minutes of processor time)
 	SALVOL_POINTS=$(POINTS) cargo test --test moments -- --nocapture
 
 listing: ## how long an archive of OBJECTS=10000 takes to be listed (1 minute)
@@ -32,6 +32,9 @@ listing: ## how long an archive of OBJECTS=10000 takes to be listed (1 minute)
 points: POINTS ?= 20
 points: ## POINTS=20 points of PostgreSQL, SQLite and ext4 under load, each judged on the real block device (20 minutes)
 	@POINTS=$(POINTS) scripts/test postgres-points sqlite-points files-points
+
+levels: ## what each level of compression costs, and what it gives (1 minute)
+	cargo test --release --lib what_levels_cost -- --ignored --nocapture
 
 campaign: ## the simulator with new seeds for HOURS=1
 	@HOURS=$(HOURS) scripts/campaign
