@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
-use salvol::archive::{ObjectName, Store, StoreError};
+use salvol::archive::{ArchivedSegment, ObjectName, Store, StoreError};
 use salvol::format::*;
 use salvol::history::{Source, index_at};
-use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
-use salvol::io::{OwnRing, Platform, Primary, UringDevice, UringPlatform};
+use salvol::io::simulated::{Dice, Ended, Faults, SimulatedDisk, SimulatedPlatform};
+use salvol::io::{Buffer, OwnRing, Platform, Primary, UringDevice, UringPlatform};
 use salvol::log::replay::ReplayError;
 use salvol::log::{Life, scan};
-use salvol::volume::{OpenError, OpenOptions, Volume};
+use salvol::volume::{OpenError, OpenOptions, Operation, Request, Volume};
 
 /// P6: with the store away, writers wait, synch events and flushes go on, and when it is back everything is archived.
 #[test]
@@ -427,6 +427,134 @@ fn a_segment_with_a_bad_sector_is_archived_as_it_is() {
     let mix = Mix { reads: 0, ..Mix::default() };
     assert_eq!(hammer(&platform, &volume, &model, 4, 4, 800, mix), Ended::Done, "{:#?}", volume.status());
     assert!(volume.status().archive.error.is_none());
+}
+
+/// P5: a sector at the end of the log that cannot be read is no torn tail: what was flushed may be there. Opening names the
+/// position to go on from, or succeeds when it can be read again. (It was once taken for the end of the log.)
+#[test]
+fn a_tail_that_cannot_be_read_is_not_the_end_of_the_log() {
+    for block_of_batch in 0..2 {
+        let disk = SHAPE.disk();
+        let store = store_of(&SHAPE);
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let user = volume.clone();
+        let place = platform
+            .block_on(async move {
+                put(&user, 3..4, 42).await;
+                put(&user, 4..5, 43).await;
+                let flush = Request {
+                    operation: Operation::Flush,
+                    block: Block(0),
+                    blocks: 0,
+                    buffer: Buffer::new(0).unwrap(),
+                };
+                user.serve(&flush).await.unwrap();
+                user.log().look(|index, _| index.get(Block(4)).place().unwrap())
+            })
+            .unwrap();
+        let last = Position(volume.log().positions().0.0 - 1);
+        drop(volume);
+        platform.halt();
+        disk.lose_power(&mut Dice::new(3));
+        let bad = place.bytes() - (1 - block_of_batch) * 4096;
+        disk.fail_reads(bad, 1);
+        let attach = |disk: &SimulatedDisk, accept_loss| {
+            let platform = SimulatedPlatform::new(2, disk.clone());
+            let (machine, device, store) = (platform.clone(), platform.device(), as_store(&store));
+            let options = OpenOptions { accept_loss, ..OpenOptions::default() };
+            let opened = platform.block_on(async move { Volume::open(machine, device, store, options).await }).unwrap();
+            let found = opened.map(|volume| {
+                let reader = volume.clone();
+                platform
+                    .block_on(async move { (get(&reader, 3).await.unwrap(), get(&reader, 4).await.unwrap()) })
+                    .unwrap()
+            });
+            platform.halt();
+            disk.stop_machine();
+            found
+        };
+        match attach(&disk, None) {
+            Err(OpenError::Replay(ReplayError::Unreadable { offset, last: named, .. })) => {
+                assert_eq!((offset, named), (bad, last));
+            }
+            other => panic!("{other:?}"),
+        }
+        // A fork has no bad sectors: it can be read again.
+        assert_eq!(attach(&disk.fork(), None).unwrap(), (42, 43));
+        assert_eq!(attach(&disk, Some(last)).unwrap(), (42, 0));
+        assert_eq!(attach(&disk, None).unwrap(), (42, 0));
+    }
+}
+
+/// Rule 12: a segment whose summary is damaged, and one of its headers as well, is cleaned by the index: nothing is lost, and
+/// nobody waits. (It was once taken for as short as its headers are: the log stood still, or went on without its blocks.)
+#[test]
+fn a_segment_whose_headers_are_damaged_is_cleaned_all_the_same() {
+    for (archive_at, backing) in [(ArchiveAt::Seal, true), (ArchiveAt::Inactive, true), (ArchiveAt::Seal, false)] {
+        let shape = Shape { archive_at, backing, ..SHAPE };
+        let (disk, store) = (shape.disk(), store_of(&shape));
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let (user, sick) = (volume.clone(), disk.clone());
+        let done = platform.block_on(async move {
+            for block in 0..24 {
+                put(&user, block..block + 1, 7).await;
+            }
+            churn(&user, 4).await;
+            let place = user.log().look(|index, _| index.get(Block(15)).place().unwrap());
+            let geometry = *user.geometry();
+            let slot = geometry.slot_of(place);
+            let start = geometry.slot_place(slot);
+            // The batch header before the block, and the summary.
+            sick.corrupt(place.bytes() - 4096 + 40, 1);
+            sick.corrupt(start.bytes() + geometry.segment_bytes() as u64 - 100, 1);
+            churn(&user, 30).await;
+            for block in 0..24 {
+                assert_eq!(get(&user, block).await.unwrap(), 7, "block {block}");
+            }
+            user.close().await.unwrap();
+        });
+        done.unwrap_or_else(|| panic!("{archive_at:?} {backing}: stuck: {:#?}", volume.status()));
+        assert_eq!(volume.log().counters().lost_blocks, 0);
+        platform.halt();
+        disk.stop_machine();
+        let platform = SimulatedPlatform::new(2, disk);
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let found = platform.block_on(async move { read_all(&volume).await.unwrap() }).unwrap();
+        assert!((0..24).all(|block| found[&block] == 7));
+    }
+}
+
+/// P5: a segment of which something cannot be read for a moment is archived whole, when it can be read again.
+#[test]
+fn what_cannot_be_read_for_a_moment_is_archived_whole() {
+    let shape = Shape { archive_at: ArchiveAt::Inactive, ..SHAPE };
+    let (disk, store) = (shape.disk(), store_of(&shape));
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    disk.set_faults(Faults { read_errors: 1000, ..Faults::default() });
+    let model = Rc::new(Model::default());
+    let mix = Mix { reads: 0, ..Mix::default() };
+    assert_eq!(hammer(&platform, &volume, &model, 4, 4, 600, mix), Ended::Done, "{:#?}", volume.status());
+    let idle = volume.clone();
+    assert_eq!(platform.run(|| idle.status().archive.queue == 0), Ended::Done);
+    assert!(disk.met()["read failed"] > 100, "{:?}", disk.met());
+    disk.set_faults(Faults::default());
+    for (name, _) in store.as_ref().unwrap().list().unwrap() {
+        let mut object = ArchivedSegment::open(&as_store(&store).unwrap(), &name, Some(&shape.superblock())).unwrap();
+        let summary = object.summary().clone();
+        for (_, batch, entries) in summary.walk() {
+            for (rank, entry) in entries.iter().filter(|entry| entry.kind().unwrap().has_data()).enumerate() {
+                let mut block = vec![0; BLOCK_BYTES];
+                object.read_block(Offset(batch.offset().0 + 1 + rank as u32), &mut block).unwrap();
+                assert_eq!(block_crc(&block), entry.crc(), "{name}");
+            }
+        }
+    }
+    platform.halt();
+    disk.stop_machine();
+    check_every_position(&whole_log(&disk, &shape, &store), shape.working_set);
 }
 
 /// P5: the header of the segment that the log ends in rots, or cannot be read: its first batch says the same, and nothing

@@ -8,52 +8,17 @@ mod common;
 #[path = "history/rig.rs"]
 mod rig;
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use common::*;
 use rig::{Model as RigModel, Rig, differences};
-use salvol::format::{ArchiveAt, BLOCK_BYTES, Block, Offset, Position, SegmentNumber};
+use salvol::format::{ArchiveAt, Position, SegmentNumber};
 use salvol::history::{Consistency, Progress, Source, restore};
+use salvol::io::Platform;
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
-use salvol::io::{Buffer, Platform};
-use salvol::volume::{Aim, Recall, RequestError};
-
-/// A past that is known by heart, and can be recalled so many times.
-#[derive(Clone)]
-struct Known(Rc<BTreeMap<u64, u64>>, Rc<Cell<u32>>);
-
-impl Known {
-    fn new(state: &BTreeMap<u64, u64>) -> Self {
-        Self(Rc::new(state.clone()), Rc::new(Cell::new(u32::MAX)))
-    }
-}
-
-impl Recall for Known {
-    fn order(&self) -> Vec<u32> {
-        (0..SHAPE.volume_blocks as u32).collect()
-    }
-
-    fn site(&self, _block: Block) -> Option<(SegmentNumber, Offset)> {
-        None
-    }
-
-    async fn recall(&self, blocks: &[Block], into: &Buffer) -> Result<(), RequestError> {
-        let left = self.1.get().checked_sub(1);
-        self.1.set(left.ok_or(RequestError::Corrupt { block: blocks[0] })?);
-        for (rank, block) in blocks.iter().enumerate() {
-            let stamp = self.0.get(&block.0).copied().unwrap_or(0);
-            into.part(rank * BLOCK_BYTES, BLOCK_BYTES).copy_from(0, &bytes_of(block.0, stamp));
-        }
-        Ok(())
-    }
-}
-
-fn aim(to: Position) -> Aim {
-    Aim { to, needs_from: SegmentNumber(1), name: "then".to_owned(), is_point: true, room: None }
-}
+use salvol::volume::{Aim, RequestError};
 
 /// A disk on which a volume has become one thing and then another.
 struct Then {
@@ -82,6 +47,10 @@ fn then(seed: u64, shape: &Shape) -> Then {
     Then { disk, store, then, now, at: at.position }
 }
 
+fn known(state: &BTreeMap<u64, u64>) -> Known {
+    Known::new(state, SHAPE.volume_blocks)
+}
+
 fn all(platform: &SimulatedPlatform, volume: &SimVolume) -> BTreeMap<u64, u64> {
     let volume = volume.clone();
     platform.block_on(async move { read_all(&volume).await.unwrap() }).unwrap()
@@ -91,7 +60,7 @@ fn all(platform: &SimulatedPlatform, volume: &SimVolume) -> BTreeMap<u64, u64> {
 /// done before.
 fn interrupted(seed: u64, shape: &Shape, ios: u64) -> bool {
     let Then { disk, store, then, now, at } = then(seed, shape);
-    let past = Known::new(&then);
+    let past = known(&then);
     let mut dice = Dice::new(seed * 1000 + ios);
     let platform = SimulatedPlatform::new(seed + ios, disk.clone());
     let volume = open(&platform, &store).unwrap().unwrap();
@@ -166,8 +135,8 @@ fn a_past_that_cannot_be_read_is_seen_by_nobody() {
         let Then { disk, store, then, now, at } = then(3, &shape);
         let platform = SimulatedPlatform::new(u64::from(reads), disk.clone());
         let volume = open(&platform, &store).unwrap().unwrap();
-        let past = Known::new(&then);
-        past.1.set(reads);
+        let past = known(&then);
+        past.left.set(reads);
         let roll = |past: &Known, to: u64| {
             let (volume, past) = (volume.clone(), past.clone());
             let roll = async move { volume.roll_back(&past, &aim(Position(to))).await };
@@ -182,14 +151,14 @@ fn a_past_that_cannot_be_read_is_seen_by_nobody() {
             let reader = volume.clone();
             let read = platform.block_on(async move { get(&reader, 0).await }).unwrap();
             assert!(matches!(read, Err(RequestError::Stopped { .. })), "{read:?}");
-            assert!(matches!(roll(&Known::new(&then), at.0 - 1), Err(RequestError::Refused { .. })), "another one");
+            assert!(matches!(roll(&known(&then), at.0 - 1), Err(RequestError::Refused { .. })), "another one");
             midway += 1;
         }
         let clock = platform.clone();
         platform.block_on(async move { clock.sleep(Duration::from_secs(2)).await }).unwrap();
         let idle = volume.log().look(|_, table| table.segments().all(|(_, info)| info.readers == 0));
         assert!(idle, "no slot is held by a read that has ended");
-        roll(&Known::new(&then), at.0).unwrap();
+        roll(&known(&then), at.0).unwrap();
         assert_eq!(volume.rollback_lease().needs_from(), None);
         assert_eq!(all(&platform, &volume), then);
         platform.halt();
@@ -206,7 +175,7 @@ fn a_rollback_that_has_no_room_in_the_store_does_not_begin() {
     let platform = SimulatedPlatform::new(5, disk.clone());
     let volume = open(&platform, &store).unwrap().unwrap();
     for (room, fits) in [(0, false), (100_000, false), (100_000_000, true)] {
-        let (roller, past, aim) = (volume.clone(), Known::new(&then), Aim { room: Some(room), ..aim(at) });
+        let (roller, past, aim) = (volume.clone(), known(&then), Aim { room: Some(room), ..aim(at) });
         let done = platform.block_on(async move { roller.roll_back(&past, &aim).await }).unwrap();
         assert_eq!(done.is_ok(), fits, "{done:?}");
         assert!(fits || matches!(done, Err(RequestError::Refused { .. })), "{done:?}");

@@ -1,6 +1,6 @@
 //! Cleaning: the live blocks of the oldest segments are copied to the head, oldest first.
 //!
-//! Readers list a segment's live entries from its summary, read them in groups of 128 KiB and verify them; the placer
+//! Readers list a segment's live entries from its summary (from the index, when that is damaged and its headers too), read them in groups of 128 KiB and verify them; the placer
 //! puts a group into the open batch when the plan says that it is due, or when the segment cannot be sealed without it.
 //! **Rule 6:** at the instant of placing, a block is copied only if the index still points where it was read.
 
@@ -8,9 +8,11 @@ use std::collections::{HashMap, VecDeque};
 
 use futures_util::future::join_all;
 
-use super::limits::{COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD};
+use super::limits::{COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, INDEX_PIECE};
 use super::{Log, Promise, State, scan};
-use crate::format::{BATCH_ENTRIES_MAX, BLOCK_BYTES, Block, Entry, Place, SegmentNumber, Slot, Superblock, block_crc};
+use crate::format::{
+    BATCH_ENTRIES_MAX, BLOCK_BYTES, Block, Entry, Place, SegmentNumber, Slot, Summary, Superblock, block_crc,
+};
 use crate::index::Mapping;
 use crate::io::{Buffer, Device, Platform};
 
@@ -159,35 +161,78 @@ impl<P: Platform> Log<P> {
     }
 
     async fn list_live(&self, segment: SegmentNumber, slot: Slot) {
-        let memory = self.0.state.borrow().table.get(slot).buffer.clone();
-        let summary = match memory {
-            Some(image) => scan::summary_in(image.bytes(), &self.0.volume).map_err(|error| error.to_string()),
-            None => {
-                scan::summary(&self.0.device, &self.0.volume, slot, segment).await.map_err(|error| error.to_string())
+        let listed = match self.whole_summary(segment, slot).await {
+            Ok(summary) => {
+                let mappings = scan::mappings(&summary, &self.0.volume.geometry, slot);
+                mappings.map(|(entry, _, mapping)| (entry.block(), mapping)).collect()
+            }
+            Err(error) => {
+                log::error!("segment {segment}: its headers are damaged, its blocks are found by the index: {error}");
+                self.live_by_index(slot).await
             }
         };
         {
             let cleaner = &mut self.0.state.borrow_mut().cleaner;
             cleaner.listing = false;
             // A new segment may have begun meanwhile, and with it a new plan.
-            if let Ok(summary) = &summary
-                && cleaner.segment == segment
-            {
+            if cleaner.segment == segment {
                 let of_it = cleaner.ready.iter().filter(|group| group.segment == segment);
                 let candidates = of_it.flat_map(|group| &group.candidates);
                 let ready: HashMap<Block, Mapping> = candidates.map(|ready| (ready.block, ready.found)).collect();
-                let mappings = scan::mappings(summary, &self.0.volume.geometry, slot);
-                let listed = mappings.map(|(entry, _, mapping)| (entry.block(), mapping));
                 let unread = |(block, mapping): &(Block, Mapping)| {
                     *mapping != Mapping::Unmapped && ready.get(block) != Some(mapping)
                 };
-                cleaner.list = listed.filter(unread).collect();
+                cleaner.list = listed.into_iter().filter(unread).collect();
             }
         }
-        if let Err(error) = summary {
-            self.stop(&format!("segment {segment} must be cleaned, and its headers cannot be read: {error}"));
-        }
         self.reader_left(slot);
+    }
+
+    /// The summary of all of the segment.
+    async fn whole_summary(&self, segment: SegmentNumber, slot: Slot) -> Result<Summary, String> {
+        let (memory, end) = {
+            let state = self.0.state.borrow();
+            (state.table.get(slot).buffer.clone(), state.end_of(segment))
+        };
+        let summary = match memory {
+            Some(image) => {
+                scan::summary_in(image.bytes(), &self.0.volume, segment).map_err(|error| error.to_string())?
+            }
+            None => {
+                let summary = scan::summary(&self.0.device, &self.0.volume, slot, segment).await;
+                summary.map_err(|error| error.to_string())?
+            }
+        };
+        match end {
+            Some(end) if end != summary.last_position() => {
+                Err(format!("they end at {}, it ended at {end}", summary.last_position()))
+            }
+            _ => Ok(summary),
+        }
+    }
+
+    /// What is live in `slot` by the index, in the order of its places.
+    async fn live_by_index(&self, slot: Slot) -> Vec<(Block, Mapping)> {
+        let geometry = &self.0.volume.geometry;
+        let is_here = |mapping: &Mapping| match mapping {
+            Mapping::Unmapped => false,
+            Mapping::At(place, _) => geometry.slot_of(*place) == slot,
+            Mapping::Lost(lost) => *lost == slot,
+        };
+        let mut live = Vec::new();
+        let mut from = 0;
+        while from < geometry.volume_blocks {
+            let to = geometry.volume_blocks.min(from + INDEX_PIECE);
+            {
+                let index = &self.0.state.borrow().index;
+                let mappings = (from..to).map(|block| (Block(block), index.get(Block(block))));
+                live.extend(mappings.filter(|(_, mapping)| is_here(mapping)));
+            }
+            from = to;
+            self.0.platform.settle().await;
+        }
+        live.sort_by_key(|(_, mapping)| mapping.place());
+        live
     }
 
     /// Reads the blocks of a group, near ones together, and verifies them.
@@ -447,6 +492,7 @@ impl State {
             && let Some(candidate) = group.candidates.pop_front()
         {
             if self.index.get(candidate.block) != candidate.found {
+                self.counters.outrun_copies += 1;
                 continue;
             }
             placed += 1;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
-use super::limits::{ARCHIVE_NAP, ARCHIVE_RETRY, STORE_PATIENCE};
+use super::limits::{ARCHIVE_NAP, ARCHIVE_RETRY, READ_TRIES, STORE_PATIENCE};
 use super::pace::Haste;
 use super::trouble::{self, Say};
 use super::{ArchiveState, Life, Log, State, scan};
 use crate::archive::{ArchiveError, ArchiveJob, Archived, Extent, Packing, archive_segment, damaged_blocks};
-use crate::format::{ArchiveAt, BLOCK_BYTES, Offset, SegmentNumber, Slot, Summary, Superblock};
+use crate::format::{
+    ArchiveAt, BLOCK_BYTES, BatchHeader, Offset, SegmentHeader, SegmentNumber, Slot, Summary, Superblock,
+};
 use crate::io::{Buffer, Device, Platform};
 
 /// A segment that an archiver has taken.
@@ -93,9 +95,9 @@ impl<P: Platform> Log<P> {
         let volume = &self.0.volume;
         let image = match task.memory {
             Some(image) => image,
-            None => self.read_image(task.slot).await?,
+            None => self.read_image(task.segment, task.slot).await?,
         };
-        let summary = scan::summary_in(image.bytes(), volume).map_err(|error| error.to_string())?;
+        let summary = scan::summary_in(image.bytes(), volume, task.segment).map_err(|error| error.to_string())?;
         if summary.segment != task.segment {
             return Err(format!("segment {} is not in its slot any more", task.segment));
         }
@@ -130,19 +132,32 @@ impl<P: Platform> Log<P> {
         archived.map_err(|error| error.to_string())
     }
 
-    /// The segment's bytes, read back from the primary and verified.
-    async fn read_image(&self, slot: Slot) -> Result<Buffer, String> {
+    /// The segment's bytes, read back from the primary and verified. What cannot be read now may be readable in a moment, and
+    /// is nowhere else: only what stays damaged is archived as it is.
+    async fn read_image(&self, segment: SegmentNumber, slot: Slot) -> Result<Buffer, String> {
         let volume = &self.0.volume;
-        let image = scan::image(&self.0.device, volume, slot).await.map_err(|error| error.to_string())?;
-        let summary = scan::summary_in(image.bytes(), volume).map_err(|error| error.to_string())?;
-        let damaged = damaged_blocks(image.bytes(), &summary, Offset(0)).len();
-        if damaged > 0 {
-            log::error!(
-                "segment {}: {damaged} blocks are damaged on the primary; archived as they are",
-                summary.segment
-            );
+        let mut tries = 1;
+        loop {
+            let read = scan::image_with_holes(&self.0.device, volume, slot).await;
+            let (image, holes) = read.map_err(|error| error.to_string())?;
+            let summary = scan::summary_in(image.bytes(), volume, segment).map_err(|error| error.to_string())?;
+            let damaged = damaged_blocks(image.bytes(), &summary, Offset(0)).len().max(holes.len());
+            let end = self.0.state.borrow().end_of(segment);
+            let missing = end.map_or(0, |end| end.0.saturating_sub(summary.last_position().0));
+            if damaged == 0 && missing == 0 {
+                return Ok(image);
+            }
+            if tries == READ_TRIES {
+                log::error!(
+                    "segment {segment}: {damaged} blocks and the headers of {missing} positions are damaged on the primary; \
+                     archived as they are"
+                );
+                mend(&image, &summary, volume, slot);
+                return Ok(image);
+            }
+            self.rest(ARCHIVE_RETRY.0 * tries, |_| false).await;
+            tries += 1;
         }
-        Ok(image)
     }
 
     /// Takes the outcome of an archiving; whether it failed.
@@ -315,6 +330,22 @@ impl<P: Platform> Log<P> {
     }
 }
 
+/// The object is read by the summary in it, so that is written again where it is damaged; the segment's header too, as far as its
+/// first batch knows it.
+fn mend(image: &Buffer, summary: &Summary, volume: &Superblock, slot: Slot) {
+    if scan::stored_in(image.bytes(), volume).is_ok_and(|stored| stored.segment == summary.segment) {
+        return;
+    }
+    let bytes = summary.blocks() as usize * BLOCK_BYTES;
+    image.part(image.len() - bytes, bytes).write(|out| summary.encode(volume, out));
+    if SegmentHeader::parse(image.bytes(), volume).is_err()
+        && let Ok(first) = BatchHeader::parse(&image.bytes()[BLOCK_BYTES..], volume)
+    {
+        let header = SegmentHeader::of_first_batch(slot, &first.header);
+        image.part(0, BLOCK_BYTES).write(|block| header.encode(volume, block));
+    }
+}
+
 /// Unused places read as zeros in the archive, whatever an older tenant of the slot left there.
 fn clear_unused(image: &Buffer, summary: &Summary) {
     let used = summary.batches.last().map_or(1, |batch| batch.offset().0 + 1 + batch.data_blocks()) as usize;
@@ -354,7 +385,8 @@ impl State {
         let charged = self.archive.pace.begin(now);
         let info = self.table.get_mut(slot);
         info.archiving = true;
-        Some(Next::Archive(Task { segment: next, slot, memory: info.buffer.clone(), packing, charged }))
+        let memory = info.buffer.clone().filter(|_| !info.holed);
+        Some(Next::Archive(Task { segment: next, slot, memory, packing, charged }))
     }
 
     /// The time between the last two seals of this opening.

@@ -12,6 +12,8 @@ pub const COPY_GROUPS_AHEAD: usize = 8;
 pub const COPY_GAP_BLOCKS: u32 = 3;
 /// Blocks that copies may be behind their plan before users wait for them: one group, and one that is being read.
 pub const COPY_DEBT_BLOCKS: u32 = 2 * COPY_GROUP_BLOCKS as u32;
+/// Blocks of the index that are looked through at a time for what is in a slot, a millisecond or so.
+pub const INDEX_PIECE: u64 = 1 << 20;
 /// Sealed segments that are kept in memory for the archiver; beyond that it reads the primary.
 pub const SEALED_BUFFERS: usize = 2;
 /// Segments that the archiver works on at a time when nobody says how many. Each needs the memory of two: its image and its
@@ -25,6 +27,8 @@ pub const SCAN_BYTES: usize = 1 << 20;
 pub const IDLE_RECORD: Duration = Duration::from_millis(500);
 /// First and longest pause before a failed archiving is tried again.
 pub const ARCHIVE_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Readings of a segment of which something is damaged, before it is archived like that.
+pub const READ_TRIES: u32 = 4;
 /// How long a store is waited for that is asked what it has: one that hangs must keep neither an opening nor slots.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Parts of the open segment in the store, before one more stands for all of them.

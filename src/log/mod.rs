@@ -85,6 +85,10 @@ pub struct Counters {
     /// Segment headers, batch headers, synch marks and summaries.
     pub overhead_blocks: u64,
     pub lost_blocks: u64,
+    /// Copies that were not made: a newer entry of the block came while it was being read.
+    pub outrun_copies: u64,
+    /// Blocks that the primary could not give back and the archive could.
+    pub repaired_blocks: u64,
     pub batches: u64,
     pub archived_bytes: u64,
     pub archived_image_bytes: u64,
@@ -361,6 +365,12 @@ impl<P: Platform> Log<P> {
 }
 
 impl State {
+    /// The last position of a sealed segment, by the one behind it.
+    fn end_of(&self, segment: SegmentNumber) -> Option<Position> {
+        let next = self.table.slot_of(segment.plus(1))?;
+        Some(self.table.get(next).first_position.previous())
+    }
+
     fn check(&self) -> Result<(), LogError> {
         match &self.stopped {
             Some(cause) => Err(LogError::Stopped(Arc::clone(cause))),

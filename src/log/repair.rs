@@ -32,6 +32,7 @@ impl<P: Platform> Log<P> {
             Ok(Some(bytes)) => {
                 log::warn!("block {block} is damaged at {:#x}; it was read from the archive", place.bytes());
                 into.copy_from(0, &bytes);
+                self.0.state.borrow_mut().counters.repaired_blocks += 1;
                 true
             }
             Ok(None) => {

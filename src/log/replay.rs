@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::limits::MISSING_LEAVE;
-use super::scan::{self, Found, Headers, ScanError};
+use super::scan::{self, Found, Headers, Hole, ScanError};
 use super::{
     ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, Rollback, State, Table,
     WholeSegments,
@@ -94,6 +94,10 @@ pub struct Tail {
     image: Buffer,
     /// Segments before the last whose summary never reached the device.
     unsealed: Vec<(Slot, Summary)>,
+    /// Whether some of its bytes could not be read.
+    holed: bool,
+    /// What could not be read where the log seems to end: it may go on there.
+    hidden: Option<(Slot, Hole)>,
 }
 
 impl Tail {
@@ -158,8 +162,11 @@ pub async fn find_tail<D: Device>(
     {
         return Err(ReplayError::OtherLoss { given, last: broken.previous() });
     }
-    if let (Some((slot, source)), None) = (unreadable.into_iter().next(), accept_loss) {
-        let offset = volume.geometry.slot_place(slot).bytes();
+    let header = unreadable.into_iter().next().map(|(slot, source)| (slot, Hole { at: Offset(0), source }));
+    if accept_loss.is_none()
+        && let Some((slot, Hole { at, source })) = header.or(tail.hidden.take())
+    {
+        let offset = volume.geometry.slot_place(slot).plus(at.0).bytes();
         return Err(ReplayError::Unreadable { offset, source, last: broken.previous() });
     }
     if tail.durable >= broken && accept_loss.is_none() {
@@ -185,34 +192,54 @@ async fn walk_from<D: Device>(
     claimed: Position,
 ) -> Result<Tail, ReplayError> {
     let (mut last, mut durable, mut unsealed) = (anchor, claimed, Vec::new());
-    let mut image = image_of(device, volume, anchor).await?;
+    let (mut image, mut holes) = image_of(device, volume, anchor).await?;
+    let mut hidden = None;
     let mut walk = walk_durable(image.bytes(), volume, &anchor.header, &mut durable);
     let mut sealed = settle(&mut walk, image.bytes(), volume, &found, durable);
     loop {
         let next = found.iter().rev().find(|next| continues(&walk, last.header.segment, &next.header)).copied();
         let Some(next) = next else { break };
-        let next_image = image_of(device, volume, next).await?;
+        let (next_image, next_holes) = image_of(device, volume, next).await?;
         let mut next_walk = walk_durable(next_image.bytes(), volume, &next.header, &mut durable);
         let next_sealed = settle(&mut next_walk, next_image.bytes(), volume, &found, durable);
         if next_walk.summary.batches.is_empty() {
             // Only its header arrived: as if it had not been begun.
+            hidden = hole_at_end(&next_walk, &next_image, next_holes, volume).map(|hole| (next.slot, hole));
             break;
         }
         if !sealed {
             unsealed.push((last.slot, walk.summary.clone()));
         }
-        (last, walk, image, sealed) = (next, next_walk, next_image, next_sealed);
+        (last, walk, image, holes, sealed) = (next, next_walk, next_image, next_holes, next_sealed);
     }
-    Ok(Tail { found, last, walk, sealed, durable, image, unsealed })
+    let holed = !holes.is_empty();
+    if !sealed && hidden.is_none() {
+        hidden = hole_at_end(&walk, &image, holes, volume).map(|hole| (last.slot, hole));
+    }
+    Ok(Tail { found, last, walk, sealed, durable, image, unsealed, holed, hidden })
 }
 
-/// A segment's bytes, with the header that it should have.
-async fn image_of<D: Device>(device: &D, volume: &Superblock, found: Found) -> std::io::Result<Buffer> {
-    let image = scan::image(device, volume, found.slot).await?;
+/// A segment's bytes, with the header that it should have, and what of them cannot be read.
+async fn image_of<D: Device>(device: &D, volume: &Superblock, found: Found) -> std::io::Result<(Buffer, Vec<Hole>)> {
+    let (image, holes) = scan::image_with_holes(device, volume, found.slot).await?;
     if found.remade {
         image.part(0, BLOCK_BYTES).write(|block| found.header.encode(volume, block));
     }
-    Ok(image)
+    Ok((image, holes))
+}
+
+/// The hole that a walk ended at: in place of the next batch's header, or in its data. That is no torn tail: what was flushed may be there.
+fn hole_at_end(walk: &Walk, image: &Buffer, holes: Vec<Hole>, volume: &Superblock) -> Option<Hole> {
+    let end = walk.end;
+    let hole = holes.into_iter().find(|hole| hole.at >= end)?;
+    let rest = image.bytes().get(end.0 as usize * BLOCK_BYTES..)?;
+    let blocks = match BatchHeader::parse(rest, volume) {
+        Ok(next) if next.header.segment == walk.summary.segment && next.header.position == walk.next_position() => {
+            next.blocks()
+        }
+        _ => 1,
+    };
+    (hole.at.0 < end.0 + blocks).then_some(hole)
 }
 
 /// Walks a segment, verifying only the data that no header in it claims to be durable: what was durable and is damaged now
@@ -227,8 +254,8 @@ fn walk_durable(image: &[u8], volume: &Superblock, header: &SegmentHeader, durab
 /// that has rotted: the data may be whole. But a summary may also be that of a rejected tail, so something must continue
 /// it: the next segment, or the record of a clean close.
 fn settle(walk: &mut Walk, image: &[u8], volume: &Superblock, found: &[Found], durable: Position) -> bool {
-    let Ok(summary) = scan::summary_in(image, volume) else { return false };
-    if summary.segment != walk.summary.segment || !stored(image, volume) {
+    let Ok(summary) = scan::stored_in(image, volume) else { return false };
+    if summary.segment != walk.summary.segment {
         return false;
     }
     let last = summary.last_position();
@@ -250,13 +277,6 @@ fn settle(walk: &mut Walk, image: &[u8], volume: &Superblock, found: &[Found], d
     walk.summary = summary;
     walk.ends_with_open = false;
     true
-}
-
-fn stored(image: &[u8], volume: &Superblock) -> bool {
-    crate::format::SummaryTrailer::peek(&image[image.len() - BLOCK_BYTES..], volume).is_ok_and(|trailer| {
-        let from = image.len().saturating_sub(trailer.blocks as usize * BLOCK_BYTES);
-        Summary::parse(&image[from..], volume).is_ok()
-    })
 }
 
 fn continues(walk: &Walk, segment: SegmentNumber, next: &SegmentHeader) -> bool {
@@ -499,6 +519,10 @@ async fn bury<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -> Result
             device.write(trailer.bytes(), zeros.clone()).await?;
         }
     }
+    if let Some((slot, hole)) = &tail.hidden {
+        // It was given up; a sector that is written can be read again, and nobody is asked a second time.
+        device.write(volume.geometry.slot_place(*slot).plus(hole.at.0).bytes(), zeros.clone()).await?;
+    }
     for (slot, summary) in &tail.unsealed {
         let bytes = Buffer::new(summary.blocks() as usize * BLOCK_BYTES)?;
         bytes.write(|out| summary.encode(volume, out));
@@ -552,6 +576,7 @@ async fn rebuild<D: Device>(
     let through = missing().next().map_or(archived.through.min(open.minus(1)), |(segment, _)| segment.minus(1));
     let again = missing().count();
     let mut state = state(index, table, head, tail.durable, through, points, last_time_ns)?;
+    state.table.get_mut(state.head.slot).holed = tail.holed;
     state.eventful = state.completed;
     state.rollback = rollback;
     if state.head.last_position() < state.head.header.first_position {

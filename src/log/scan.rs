@@ -176,14 +176,19 @@ pub async fn stored_summary<D: Device>(device: &D, volume: &Superblock, slot: Sl
     Summary::parse(all.bytes(), volume).map_err(format)
 }
 
-/// The summary in a segment's bytes, or what its headers say.
-pub fn summary_in(image: &[u8], volume: &Superblock) -> Result<Summary, FormatError> {
-    let last = &image[image.len() - BLOCK_BYTES..];
-    let stored = SummaryTrailer::peek(last, volume).and_then(|trailer| {
-        let from = image.len().checked_sub(trailer.blocks as usize * BLOCK_BYTES).unwrap_or(image.len());
-        Summary::parse(&image[from..], volume)
-    });
-    stored.or_else(|_| summary_from_image(image, volume))
+/// The summary as it was written at the end of a slot's bytes, whichever segment's it is.
+pub fn stored_in(image: &[u8], volume: &Superblock) -> Result<Summary, FormatError> {
+    let trailer = SummaryTrailer::peek(&image[image.len() - BLOCK_BYTES..], volume)?;
+    let from = image.len().checked_sub(trailer.blocks as usize * BLOCK_BYTES).unwrap_or(image.len());
+    Summary::parse(&image[from..], volume)
+}
+
+/// The summary in the bytes of `segment`, or what its headers say: the summary may be that of the slot's last tenant.
+pub fn summary_in(image: &[u8], volume: &Superblock, segment: SegmentNumber) -> Result<Summary, FormatError> {
+    match stored_in(image, volume) {
+        Ok(stored) if stored.segment == segment => Ok(stored),
+        _ => summary_from_image(image, volume),
+    }
 }
 
 /// The entries of the segment in `slot`, in log order, each with what it makes of its block: a place, or lost; those that
@@ -211,8 +216,25 @@ pub fn mappings<'a>(
     })
 }
 
+/// A block of a slot that cannot be read.
+#[derive(Debug)]
+pub struct Hole {
+    pub at: Offset,
+    pub source: io::Error,
+}
+
 /// All bytes of a slot. Blocks that cannot be read are zeros, which no check takes for something else.
 pub async fn image<D: Device>(device: &D, volume: &Superblock, slot: Slot) -> io::Result<Buffer> {
+    Ok(image_with_holes(device, volume, slot).await?.0)
+}
+
+/// The same, and the blocks that cannot be read, twice.
+pub async fn image_with_holes<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    slot: Slot,
+) -> io::Result<(Buffer, Vec<Hole>)> {
+    let mut holes = Vec::new();
     let image = Buffer::new(volume.geometry.segment_bytes())?;
     let start = volume.geometry.slot_place(slot).bytes();
     for at in (0..image.len()).step_by(SCAN_BYTES) {
@@ -223,11 +245,12 @@ pub async fn image<D: Device>(device: &D, volume: &Superblock, slot: Slot) -> io
         for inside in (0..piece.len()).step_by(BLOCK_BYTES) {
             let block = piece.part(inside, BLOCK_BYTES);
             let offset = start + (at + inside) as u64;
-            if let Err(error) = device.read(offset, block.clone()).await {
-                log::warn!("reading the primary at {offset:#x}: {error}");
+            if let Err(source) = device.read(offset, block.clone()).await {
+                log::warn!("reading the primary at {offset:#x}: {source}");
                 block.zero();
+                holes.push(Hole { at: Offset(((at + inside) / BLOCK_BYTES) as u32), source });
             }
         }
     }
-    Ok(image)
+    Ok((image, holes))
 }

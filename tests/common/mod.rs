@@ -14,7 +14,7 @@ use salvol::history::{Sited, Source, index_at};
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{Buffer, Platform};
 use salvol::log::{replay, scan};
-use salvol::volume::{OpenOptions, Operation, Point, Request, RequestError, Volume};
+use salvol::volume::{Aim, OpenOptions, Operation, Point, Recall, Request, RequestError, Volume};
 
 /// A volume's shape for a test.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +109,8 @@ pub struct Model {
     stamps: Cell<u64>,
     versions: RefCell<HashMap<u64, Vec<Version>>>,
     busy: RefCell<HashSet<u64>>,
+    /// Blocks that could not be read when the volume was found: any of their versions may be there.
+    doubt: RefCell<HashSet<u64>>,
     /// Everything acknowledged before this moment is durable.
     durable_before: Cell<u64>,
     pub points: RefCell<Vec<(Point, BTreeMap<u64, u64>)>>,
@@ -144,7 +146,8 @@ impl Model {
         self.clock.get()
     }
 
-    fn begin(&self, blocks: std::ops::Range<u64>, stamp: u64) {
+    /// Somebody asks for `blocks` to become `stamp`.
+    pub fn begin(&self, blocks: std::ops::Range<u64>, stamp: u64) {
         let issued = self.tick();
         for block in blocks {
             let version = Version { stamp, issued, acknowledged: None };
@@ -152,9 +155,11 @@ impl Model {
         }
     }
 
-    fn end(&self, blocks: std::ops::Range<u64>) {
+    /// And is told that it was done.
+    pub fn end(&self, blocks: std::ops::Range<u64>) {
         let now = self.tick();
         for block in blocks {
+            self.doubt.borrow_mut().remove(&block);
             self.versions.borrow_mut().get_mut(&block).unwrap().last_mut().unwrap().acknowledged = Some(now);
         }
     }
@@ -174,7 +179,7 @@ impl Model {
     }
 
     fn take(&self, dice: &mut Dice, volume_blocks: u64, most: u64) -> Option<std::ops::Range<u64>> {
-        let count = 1 + dice.below(most);
+        let count = 1 + dice.below(most.min(volume_blocks));
         let first = dice.below(volume_blocks - count + 1);
         let blocks = first..first + count;
         let mut busy = self.busy.borrow_mut();
@@ -195,17 +200,25 @@ impl Model {
     /// Checks what a machine finds after the power went (`everything` false) or only the daemon died (true), and goes
     /// on from there: versions that did not survive are forgotten.
     pub fn settle(&self, found: &BTreeMap<u64, u64>, everything: bool) {
+        self.settle_some(found, &HashSet::new(), everything);
+    }
+
+    /// The same, when some blocks could not be read.
+    pub fn settle_some(&self, found: &BTreeMap<u64, u64>, failed: &HashSet<u64>, everything: bool) {
         let now = self.tick();
         let mut versions = self.versions.borrow_mut();
         let mut horizon = self.durable_before.get();
         let mut kept = HashMap::new();
-        for (block, list) in versions.iter() {
+        let settled = |block: &u64| !failed.contains(block);
+        for (block, list) in versions.iter().filter(|(block, _)| settled(block)) {
             let stamp = found.get(block).copied().unwrap_or(0);
             // Zeros may be any zeroing, or the state before everything: take the newest that fits.
             let rank = list.iter().rposition(|version| version.stamp == stamp);
             if let Some(rank) = rank {
+                // A rollback brings old stamps back: the first of them is all that this one proves.
                 if stamp != 0 {
-                    horizon = horizon.max(list[rank].issued);
+                    let first = list.iter().position(|version| version.stamp == stamp).unwrap();
+                    horizon = horizon.max(list[first].issued);
                 }
                 kept.insert(*block, rank as i64);
             } else {
@@ -213,7 +226,7 @@ impl Model {
                 kept.insert(*block, -1);
             }
         }
-        for (block, list) in versions.iter_mut() {
+        for (block, list) in versions.iter_mut().filter(|(block, _)| settled(block)) {
             let rank = kept[block];
             for (number, version) in list.iter().enumerate() {
                 let Some(acknowledged) = version.acknowledged else { continue };
@@ -229,7 +242,20 @@ impl Model {
         // What an opening found it has made durable.
         self.durable_before.set(now + 1);
         self.busy.borrow_mut().clear();
-        self.points.borrow_mut().retain(|_| true);
+        *self.doubt.borrow_mut() = failed.clone();
+    }
+
+    /// Checks what is read of `block`.
+    pub fn expect(&self, block: u64, stamp: u64) {
+        if self.doubt.borrow().contains(&block) {
+            let versions = self.versions.borrow();
+            let known = versions.get(&block).is_some_and(|list| list.iter().any(|version| version.stamp == stamp));
+            assert!(known || stamp == 0, "block {block} holds a stamp that was never written");
+            return;
+        }
+        let versions = self.versions.borrow();
+        let newest = versions.get(&block).and_then(|list| list.iter().rev().find(|v| v.acknowledged.is_some()));
+        assert_eq!(stamp, newest.map_or(0, |version| version.stamp), "block {block} reads as something else");
     }
 }
 
@@ -260,35 +286,42 @@ pub async fn user(
     operations: u64,
     mix: Mix,
 ) -> Result<(), RequestError> {
-    let blocks = volume.geometry().volume_blocks;
     for _ in 0..operations {
-        let kind = dice.below(100);
-        let mut edge = 0;
-        let mut is = |percent: u64| {
-            edge += percent;
-            kind < edge
-        };
-        if is(mix.reads) {
-            read(&volume, &model, &mut dice, blocks).await?;
-        } else if is(mix.trims) {
-            trim(&volume, &model, &mut dice, blocks).await?;
-        } else if is(mix.flushes) {
-            flush(&volume, &model).await?;
-        } else if is(mix.synchs) {
-            let label = format!("label {}", model.tick());
-            let before = model.tick();
-            let quiet = model.busy.borrow().is_empty();
-            let state = model.state();
-            let point = volume.synch(label, String::new()).await?;
-            model.durable_before.set(model.durable_before.get().max(before));
-            if quiet && model.busy.borrow().is_empty() && model.state() == state {
-                model.points.borrow_mut().push((point, state));
-            }
-        } else {
-            write(&volume, &model, &mut dice, blocks, mix).await?;
-        }
-        model.operations.set(model.operations.get() + 1);
+        operate(&volume, &model, &mut dice, mix).await?;
     }
+    Ok(())
+}
+
+/// One operation.
+pub async fn operate(volume: &SimVolume, model: &Model, dice: &mut Dice, mix: Mix) -> Result<(), RequestError> {
+    let blocks = volume.geometry().volume_blocks;
+    let kind = dice.below(100);
+    let mut edge = 0;
+    let mut is = |percent: u64| {
+        edge += percent;
+        kind < edge
+    };
+    if is(mix.reads) {
+        read(volume, model, dice, blocks).await?;
+    } else if is(mix.trims) {
+        trim(volume, model, dice, blocks).await?;
+    } else if is(mix.flushes) {
+        flush(volume, model).await?;
+    } else if is(mix.synchs) {
+        let label = format!("label {}", model.tick());
+        let before = model.tick();
+        let quiet = model.busy.borrow().is_empty();
+        let state = model.state();
+        let point = volume.synch(label, String::new()).await?;
+        model.durable_before.set(model.durable_before.get().max(before));
+        // Nobody did anything meanwhile, not even to undo it.
+        if quiet && model.clock.get() == before {
+            model.points.borrow_mut().push((point, state));
+        }
+    } else {
+        write(volume, model, dice, blocks, mix).await?;
+    }
+    model.operations.set(model.operations.get() + 1);
     Ok(())
 }
 
@@ -330,12 +363,11 @@ async fn trim(volume: &SimVolume, model: &Model, dice: &mut Dice, blocks: u64) -
 
 async fn read(volume: &SimVolume, model: &Model, dice: &mut Dice, blocks: u64) -> Result<(), RequestError> {
     let Some(range) = model.take(dice, blocks, 16) else { return Ok(()) };
-    let found = read_range(volume, range.clone()).await?;
-    let state = model.state();
-    for (block, stamp) in found {
-        assert_eq!(stamp, state.get(&block).copied().unwrap_or(0), "block {block} reads as something else");
-    }
+    let found = read_range(volume, range.clone()).await;
     model.give(range);
+    for (block, stamp) in found? {
+        model.expect(block, stamp);
+    }
     Ok(())
 }
 
@@ -412,6 +444,19 @@ pub async fn read_all(volume: &SimVolume) -> Result<BTreeMap<u64, u64>, RequestE
     Ok(all)
 }
 
+/// The same, block by block; and the blocks that cannot be read.
+pub async fn read_each(volume: &SimVolume) -> (BTreeMap<u64, u64>, HashSet<u64>) {
+    let (mut all, mut failed) = (BTreeMap::new(), HashSet::new());
+    for block in 0..volume.geometry().volume_blocks {
+        match get(volume, block).await {
+            Ok(0) => {}
+            Ok(stamp) => drop(all.insert(block, stamp)),
+            Err(_) => drop(failed.insert(block)),
+        }
+    }
+    (all, failed)
+}
+
 /// Opens the volume on a new machine.
 pub fn open(
     platform: &SimulatedPlatform,
@@ -419,6 +464,46 @@ pub fn open(
 ) -> Option<Result<SimVolume, salvol::volume::OpenError>> {
     let (machine, device, store) = (platform.clone(), platform.device(), as_store(store));
     platform.block_on(async move { Volume::open(machine, device, store, OpenOptions::default()).await })
+}
+
+/// A past that is known by heart, and can be recalled so many times.
+#[derive(Clone)]
+pub struct Known {
+    state: Rc<BTreeMap<u64, u64>>,
+    pub left: Rc<Cell<u32>>,
+    blocks: u64,
+}
+
+impl Known {
+    /// `state`, of a volume of so many blocks.
+    pub fn new(state: &BTreeMap<u64, u64>, blocks: u64) -> Self {
+        Self { state: Rc::new(state.clone()), left: Rc::new(Cell::new(u32::MAX)), blocks }
+    }
+}
+
+impl Recall for Known {
+    fn order(&self) -> Vec<u32> {
+        (0..self.blocks as u32).collect()
+    }
+
+    fn site(&self, _block: Block) -> Option<(SegmentNumber, Offset)> {
+        None
+    }
+
+    async fn recall(&self, blocks: &[Block], into: &Buffer) -> Result<(), RequestError> {
+        let left = self.left.get().checked_sub(1);
+        self.left.set(left.ok_or(RequestError::Corrupt { block: blocks[0] })?);
+        for (rank, block) in blocks.iter().enumerate() {
+            let stamp = self.state.get(&block.0).copied().unwrap_or(0);
+            into.part(rank * BLOCK_BYTES, BLOCK_BYTES).copy_from(0, &bytes_of(block.0, stamp));
+        }
+        Ok(())
+    }
+}
+
+/// A rollback to `to`, which is a synch point.
+pub fn aim(to: Position) -> Aim {
+    Aim { to, needs_from: SegmentNumber(1), name: "then".to_owned(), is_point: true, room: None }
 }
 
 /// Runs `users` users with `operations` operations each, until they end or the machine does.
@@ -449,6 +534,15 @@ pub fn whole_log(
     shape: &Shape,
     store: &Option<Arc<MemoryStore>>,
 ) -> BTreeMap<SegmentNumber, Summary> {
+    whole_log_of(disk, shape, as_store(store))
+}
+
+/// The same, whatever the store is.
+pub fn whole_log_of(
+    disk: &SimulatedDisk,
+    shape: &Shape,
+    store: Option<Arc<dyn Store>>,
+) -> BTreeMap<SegmentNumber, Summary> {
     let platform = SimulatedPlatform::new(1, disk.clone());
     let device = platform.device();
     let volume = shape.superblock();
@@ -458,7 +552,7 @@ pub fn whole_log(
     };
     assert_eq!(superblock.uuid, volume.uuid);
     let mut segments = BTreeMap::new();
-    if let Some(store) = as_store(store) {
+    if let Some(store) = store {
         for (name, _) in store.list().unwrap().into_iter().filter(|(name, _)| name.part == 0) {
             let object = ArchivedSegment::open(&store, &name, Some(&volume)).unwrap();
             segments.insert(name.segment, object.summary().clone());
@@ -540,6 +634,10 @@ pub fn check_every_position(segments: &BTreeMap<SegmentNumber, Summary>, working
                             supersede(block, None);
                         });
                     }
+                    // The volume has an error there from now on, which needs no segment.
+                    EntryKind::Lost => {
+                        supersede(block, None);
+                    }
                     _ => {}
                 }
             }
@@ -557,7 +655,12 @@ pub fn check_every_position(segments: &BTreeMap<SegmentNumber, Summary>, working
 
 /// Checks that the archive alone restores the volume at `point` as `state`.
 pub fn archive_has(store: &Option<Arc<MemoryStore>>, shape: &Shape, point: u64, state: &BTreeMap<u64, u64>) {
-    let source = Source::open_store(shape.superblock(), as_store(store)).unwrap();
+    store_has(as_store(store), shape, point, state);
+}
+
+/// The same, whatever the store is.
+pub fn store_has(store: Option<Arc<dyn Store>>, shape: &Shape, point: u64, state: &BTreeMap<u64, u64>) {
+    let source = Source::open_store(shape.superblock(), store).unwrap();
     let moment = source.resolve(&format!("p{point}")).unwrap();
     let index = index_at(&source, source.volume(), moment.segment, moment.position).unwrap();
     for block in 0..index.blocks() {

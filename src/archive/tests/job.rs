@@ -7,7 +7,7 @@ use crate::archive::{
     ArchiveError, ArchiveJob, Archived, ArchivedSegment, DirectoryStore, Extent, MemoryStore, OBJECT_HEADER_BYTES,
     Packing, Store, archive_segment,
 };
-use crate::format::{Checksum, Superblock};
+use crate::format::{Checksum, SegmentHeader, Superblock};
 use crate::io::Buffer;
 
 fn archive(store: &Arc<dyn Store>, sample: &Sample, packing: Packing) -> Result<Archived, ArchiveError> {
@@ -44,6 +44,27 @@ fn again_and_at_another_level_is_the_same_segment() {
     sample.image[4096 + 7] ^= 1;
     let error = archive(&store, &sample, Packing::Zstd(3)).unwrap_err();
     assert!(matches!(error, ArchiveError::Conflict { .. }) && error.to_string().contains("0x1007"), "{error}");
+}
+
+/// A header that could not be read when the segment was archived, or cannot be read any more: it is the same segment. (One that
+/// came back kept the archiver from everything behind it.)
+#[test]
+fn a_header_that_could_not_be_read_once_is_no_other_segment() {
+    let whole = sample(128, 1, Packing::Zstd(3));
+    let mut holed = sample(128, 1, Packing::Zstd(3));
+    let block = whole.summary.batches[1].offset().0 as usize;
+    holed.image[block * 4096..(block + 1) * 4096].fill(0);
+    // What an opening makes out of the first batch: it does not know when the segment was begun.
+    let mut remade = sample(128, 1, Packing::Zstd(3));
+    let header = SegmentHeader::parse(&whole.image, &whole.volume).unwrap();
+    SegmentHeader { time_ns: 77, ..header }.encode(&whole.volume, &mut remade.image[..4096]);
+    for [first, second] in [[&holed, &whole], [&whole, &holed], [&whole, &remade], [&remade, &whole]] {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let archived = archive(&store, first, Packing::Zstd(3)).unwrap();
+        assert_eq!(archive(&store, second, Packing::Zstd(3)).unwrap(), archived);
+        let mut opened = ArchivedSegment::open(&store, &archived.name, Some(&whole.volume)).unwrap();
+        assert!(*opened.summary() == whole.summary && opened.read_image().unwrap() == first.image);
+    }
 }
 
 #[test]

@@ -1,0 +1,61 @@
+//! The whole volume in one thread: engine, cleaner, archivers, store, synch, rollback, recovery, restore; one seed is one history.
+//!
+//! `SALVOL_SEED` is the first seed and `SALVOL_SEEDS` how many; a failed seed is printed. What a history is: [`history`]. What
+//! must be met on the way, or the campaign has shown nothing: [`coverage`].
+#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod coverage;
+mod history;
+mod judges;
+mod store;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use coverage::Coverage;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Histories, each from its own seed: no promise is broken, and all that should happen did. In one thread, since buffers come
+/// and go with the address space that threads would share: `make campaign` has a process for each core.
+#[test]
+fn histories() {
+    let (first, seeds) = (number("SALVOL_SEED").unwrap_or(0), number("SALVOL_SEEDS").unwrap_or(20) * 50);
+    let (mut met, started) = (Coverage::default(), std::time::Instant::now());
+    for seed in first..first + seeds {
+        let lived = catch_unwind(AssertUnwindSafe(|| history::live(seed, &mut met)));
+        if let Err(panic) = lived {
+            println!("SALVOL_SEED={seed} SALVOL_TELL=1 cargo test --test simulator one_history -- --nocapture");
+            resume_unwind(panic);
+        }
+    }
+    println!("{seeds} seeds from {first} on in {:.1} s\n{met}", started.elapsed().as_secs_f64());
+    if seeds >= 1000 {
+        assert_eq!(met.missing(), [""; 0], "a campaign that never met these shows nothing");
+    }
+}
+
+/// One seed, to look at: `SALVOL_SEED=42 cargo test --test simulator one_history -- --nocapture`.
+#[test]
+fn one_history() {
+    let mut met = Coverage::default();
+    history::live(number("SALVOL_SEED").unwrap_or(0), &mut met);
+    println!("{met}");
+}
+
+/// The same seed twice does the same to the disk and to the store, byte for byte and at the same time.
+#[test]
+fn a_seed_is_a_history() {
+    let mut traces = std::collections::BTreeSet::new();
+    for seed in 0..40 {
+        let mut met = [Coverage::default(), Coverage::default()];
+        let [once, again] = met.each_mut().map(|met| history::live(seed, met));
+        assert_eq!(once, again, "seed {seed}");
+        assert_eq!(met[0], met[1], "seed {seed}");
+        traces.insert(once);
+    }
+    assert_eq!(traces.len(), 40, "different seeds are different histories");
+}
