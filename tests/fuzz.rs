@@ -32,25 +32,28 @@ fn run(target: &Target, input: &[u8]) -> bool {
     })
 }
 
+/// `SALVOL_FUZZ_TIMES=100`: so many times the mutations, and others.
 #[test]
 fn real_structures_and_what_is_like_them() {
+    let times: u32 = std::env::var("SALVOL_FUZZ_TIMES").map_or(1, |text| text.parse().unwrap());
     std::thread::scope(|scope| {
         for target in TARGETS {
             std::thread::Builder::new()
                 .name(target.name.to_owned())
                 .spawn_scoped(scope, || {
                     let seeds = (target.seeds)();
-                    let mut rng = Rng::with_seed(7);
+                    let mut rng = Rng::with_seed(6 + u64::from(times));
+                    let count = target.mutations * times;
                     assert!(run(target, &seeds[0]), "{}: a real one is not taken", target.name);
                     let taken = seeds.iter().filter(|seed| run(target, seed)).count();
-                    let mutations = (0..target.mutations)
+                    let mutations = (0..count)
                         .filter(|_| run(target, &mutate::mutated(&mut rng, &seeds, target.bytes_max)))
                         .count();
                     println!(
                         "{:16} takes {taken} of {} seeds, {mutations} of {} mutations",
                         target.name,
                         seeds.len(),
-                        target.mutations
+                        count
                     );
                     assert!(mutations > 0, "{}: no mutation gets behind the checks", target.name);
                 })
