@@ -78,7 +78,7 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     let (sealed, open) = (sections(true, &batches()), sections(false, &batches()[..2]));
     vec![
-        whole(0, &[open.clone()]),
+        whole(0, std::slice::from_ref(&open)),
         whole(CLEAN, &[sealed.clone(), open.clone()]),
         whole(0, &[sealed.clone(), sealed, open]),
     ]

@@ -3,7 +3,6 @@
 use salvol::format::*;
 
 use super::Target;
-use super::seal::clear;
 
 pub const TARGET: Target = Target { name: "mark", run, seeds, bytes_max: BLOCK_BYTES, mutations: 4000 };
 
@@ -11,7 +10,7 @@ fn run(data: &[u8]) -> bool {
     let Ok((mark, used)) = SynchMark::parse(data) else { return false };
     assert!(mark.label.len() <= LABEL_BYTES_MAX && mark.info.len() <= INFO_BYTES_MAX && used <= data.len());
     let mut bytes = data[..used].to_vec();
-    clear(&mut bytes, &[28..32]);
+    bytes[28..32].fill(0);
     assert_eq!(mark.encode(), bytes, "one mark, two encodings");
     assert_eq!(SynchMark::parse(&bytes), Ok((mark, used)));
     true

@@ -206,7 +206,7 @@ fn run(data: &[u8]) -> bool {
     assert!(image.capacity() <= header.image_bytes() * 2 + BLOCK_BYTES, "more memory than the header says");
     let (open, ours) = (ArchivedSegment::open(&store, &name, None), ArchivedSegment::open(&store, &name, Some(&small)));
     assert_eq!(ours.is_ok(), open.is_ok() && header.is_of(&small));
-    assert!(!ours.is_ok() || audit.is_ok(), "what can be opened can be looked at");
+    assert!(ours.is_err() || audit.is_ok(), "what can be opened can be looked at");
     let Ok(segment) = open else { return false };
     read(segment, &header, &made);
     let parts = ArchivedSegment::open_parts(&store, &[name], None);
@@ -223,7 +223,7 @@ fn header_is_one(header: &ObjectHeader, bytes: &[u8]) {
     let mut head = bytes[..SUPERBLOCK_AT].to_vec();
     clear(&mut head, &UNREAD);
     if head[140..148] == [0; 8] {
-        clear(&mut head, &[148..168]);
+        head[148..168].fill(0);
     }
     assert!(header.encode()[..SUPERBLOCK_AT] == head[..], "one header, two encodings");
 }

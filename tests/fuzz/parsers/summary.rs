@@ -102,7 +102,7 @@ fn unread_as_zeros(bytes: &mut [u8], summary: &Summary) -> bool {
     clear(bytes, &[listed + marks..at, at + 100..at + 104, at + 136..at + CHECKED]);
     let mut mark_at = listed;
     for mark in &summary.synchs {
-        clear(bytes, &[mark_at + 28..mark_at + 32]);
+        bytes[mark_at + 28..mark_at + 32].fill(0);
         mark_at += mark.encode().len();
     }
     seal(bytes);

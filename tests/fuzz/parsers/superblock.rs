@@ -46,13 +46,13 @@ fn unread_as_zeros(block: &mut [u8]) {
     let (name_end, backing_end) = (256 + half(block, 224), 320 + half(block, 226));
     clear(block, &[name_end..320, backing_end..1344]);
     if block[161] != 2 {
-        clear(block, &[162..163]);
+        block[162] = 0;
     }
     if block[176..184] == [0; 8] {
         clear(block, &[168..176, 184..200]);
     }
     if block[228..236] == [0; 8] {
-        clear(block, &[236..244]);
+        block[236..244].fill(0);
     }
     plain(block, CHECKED);
 }
