@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing levels campaign shell build install clean
+.PHONY: help demo test check bench moments points listing levels campaign fuzz shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,6 +38,10 @@ levels: ## what each level of compression costs, and what it gives (1 minute)
 
 campaign: ## the simulator with new seeds for HOURS=1
 	@HOURS=$(HOURS) scripts/campaign
+
+fuzz: EXECS ?= 20000000
+fuzz: ## EXECS=20000000 inputs to every parser of hostile bytes, with cargo-fuzz on a nightly toolchain (hours)
+	@scripts/fuzz $(EXECS)
 
 shell: ## a prompt with /dev/ublkb0 attached
 	@scripts/shell

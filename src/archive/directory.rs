@@ -400,13 +400,13 @@ fn file_name(name: &ObjectName) -> String {
     format!("{:016}.e{:08}.p{}.zst", name.segment.0, name.epoch, name.part)
 }
 
-/// The object whose file is called `name`: exactly as [`file_name`] spells it.
+/// The object whose file is called `name`: exactly as [`file_name`] spells it, of a segment and an epoch that a log can reach.
 fn object_named(history: Uuid, name: &str) -> Option<ObjectName> {
     let (segment, rest) = name.strip_suffix(".zst")?.split_once(".e")?;
     let (epoch, part) = rest.split_once(".p")?;
     let segment = SegmentNumber(segment.parse().ok()?);
     let object = ObjectName { history, segment, epoch: epoch.parse().ok()?, part: part.parse().ok()? };
-    (file_name(&object) == name).then_some(object)
+    (file_name(&object) == name && object.is_possible()).then_some(object)
 }
 
 fn history_named(name: &str) -> Option<Uuid> {

@@ -11,7 +11,7 @@ use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{ArchiveError, ObjectName, Store, StoreError, canonical};
-use crate::format::{BLOCK_BYTES, Checksum, FormatError, Position, SegmentNumber, Superblock, Uuid};
+use crate::format::{BLOCK_BYTES, COUNT_MAX, Checksum, FormatError, Position, SegmentNumber, Superblock, Uuid};
 
 /// Bytes of a fork record.
 pub const FORK_RECORD_BYTES: usize = 4352;
@@ -139,8 +139,11 @@ impl ForkRecord {
         if disk.position.get() == 0 || disk.position.get() != successor.fork_position.0 {
             return field("fork position", disk.position.get());
         }
-        if disk.segment.get() == 0 {
-            return field("segment", 0);
+        if !(1..=COUNT_MAX).contains(&disk.segment.get()) {
+            return field("segment", disk.segment.get());
+        }
+        if disk.epoch.get() > COUNT_MAX {
+            return field("epoch", disk.epoch.get());
         }
         Ok(Self {
             successor,

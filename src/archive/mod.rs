@@ -68,7 +68,8 @@ pub(crate) use verify::is_unreadable;
 use crate::format::Superblock;
 
 /// Bytes of an object at most, of a segment of so many bytes.
-fn object_bytes_max(segment_bytes: usize) -> u64 {
+#[doc(hidden)]
+pub fn object_bytes_max(segment_bytes: usize) -> u64 {
     // Data and summary each end with a frame that is not full; the summary's may be as large as the segment.
     let frames = segment_bytes.div_ceil(FRAME_BYTES) + 1;
     let stored = segment_bytes + 2 * frames * frame::stored_bytes(1);
@@ -77,6 +78,7 @@ fn object_bytes_max(segment_bytes: usize) -> u64 {
 
 /// The superblock as archives carry it: identity, key and geometry, without what changes from one opening to the next.
 /// So the bytes of an object do not depend on when it was made.
-fn canonical(volume: &Superblock) -> Superblock {
+#[doc(hidden)]
+pub fn canonical(volume: &Superblock) -> Superblock {
     Superblock { generation: 0, epoch: 0, clean_close: None, accepted_loss: None, ..volume.clone() }
 }

@@ -15,7 +15,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::frame::{FRAME_BYTES, Packer};
 use super::{ArchiveError, Frame, FrameTable, ObjectName, Packing, canonical};
-use crate::format::{BLOCK_BYTES, Checksum, FormatError, Offset, Position, SegmentNumber, Summary, Superblock, Uuid};
+use crate::format::{
+    BLOCK_BYTES, COUNT_MAX, Checksum, FormatError, Offset, Position, SegmentNumber, Summary, Superblock, Uuid,
+    check_counts,
+};
 
 /// The magic number of the skippable frames: one of the sixteen that zstd leaves to its users.
 pub(super) const SKIPPABLE: u32 = 0x184D_2A5A;
@@ -212,9 +215,8 @@ impl ObjectHeader {
             return Err(FormatError::Identity { what: WHAT });
         }
         let field = |field, value| Err(FormatError::Field { what: WHAT, field, value });
-        if disk.segment.get() == 0 {
-            return field("segment", 0);
-        }
+        let counts = [("segment", disk.segment), ("first position", disk.first_position), ("epoch", disk.epoch)];
+        check_counts(WHAT, counts)?;
         let (geometry, first) = (&volume.geometry, Offset(disk.first.get()));
         let bytes = disk.image_bytes.get();
         let blocks = u32::try_from(bytes / BLOCK_BYTES as u64).unwrap_or(u32::MAX);
@@ -230,7 +232,7 @@ impl ObjectHeader {
             return field("cipher or ring", u64::from(disk.cipher.get()) << 16 | u64::from(disk.ring.get()));
         }
         let (from, last) = (disk.first_position.get(), disk.last_position.get());
-        if from == 0 || last < from - 1 || last == u64::MAX {
+        if last < from - 1 || last > COUNT_MAX {
             return field("last position", last);
         }
         let oldest_needed = disk.oldest_needed.get();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::format::{SegmentNumber, Uuid};
+use crate::format::{COUNT_MAX, SegmentNumber, Uuid};
 
 /// The name of an archive object. The order is that of the log, within a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -15,6 +15,14 @@ pub struct ObjectName {
     pub epoch: u64,
     /// 0 for a whole segment; from 1 for the parts of one that is still open.
     pub part: u32,
+}
+
+impl ObjectName {
+    /// Whether a log can have got there. Anybody can give a file a name, and epochs are counted on from those that there are: what is
+    /// taken for one leaves room for as many again.
+    pub fn is_possible(&self) -> bool {
+        self.segment.0 <= COUNT_MAX / 2 && self.epoch <= COUNT_MAX / 2
+    }
 }
 
 impl fmt::Display for ObjectName {

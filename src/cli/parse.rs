@@ -13,8 +13,9 @@ const SCHEMES: [&str; 4] = ["dir", "file", "dev", "s3"];
 pub(crate) struct Size(pub(crate) u64);
 
 impl Size {
+    /// Of more blocks than there can be the largest size there is.
     pub(crate) fn of_blocks(blocks: u64) -> Self {
-        Self(blocks * BLOCK_BYTES as u64)
+        Self(blocks.saturating_mul(BLOCK_BYTES as u64))
     }
 }
 

@@ -30,8 +30,8 @@ pub use superblock::{
     Superblock, VERSION, is_name,
 };
 pub use synch::{INFO_BYTES_MAX, LABEL_BYTES_MAX, SynchMark};
-pub(crate) use units::check_counts;
 pub use units::{Block, Offset, Place, Position, SegmentNumber, Slot, Uuid};
+pub(crate) use units::{COUNT_MAX, check_counts};
 pub use walk::{Walk, summary_from_image, summary_from_run, walk_segment};
 
 /// Bytes in a block of the volume, and the unit of every I/O on the primary.

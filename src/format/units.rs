@@ -47,7 +47,7 @@ number! {
 
 /// Segments, positions, epochs and generations count from 1 and never get here. Whoever reads one from a disk, where
 /// anything may stand, refuses larger ones, so that counting on from them cannot overflow.
-pub(super) const COUNT_MAX: u64 = 1 << 62;
+pub(crate) const COUNT_MAX: u64 = 1 << 62;
 
 /// Refuses a structure whose counts, given by name, are none of a log's.
 pub(crate) fn check_counts(what: &'static str, counts: [(&'static str, U64); 3]) -> Result<(), FormatError> {

@@ -196,7 +196,8 @@ async fn walk_from<D: Device>(
     let mut hidden = None;
     let mut walk = walk_durable(image.bytes(), volume, &anchor.header, &mut durable);
     let mut sealed = settle(&mut walk, image.bytes(), volume, &found, durable);
-    loop {
+    // Nothing continues a segment that has no batch: a summary of it would be none.
+    while !walk.summary.batches.is_empty() {
         let next = found.iter().rev().find(|next| continues(&walk, last.header.segment, &next.header)).copied();
         let Some(next) = next else { break };
         let (next_image, next_holes) = image_of(device, volume, next).await?;

@@ -166,7 +166,11 @@ impl Entry {
             crc: layout.crc.get(),
             extents,
         };
-        fits(&record, &ring.data()).then_some(Self { sequence, record: Some(record), vacated: 0 })
+        (record.name.is_possible() && fits(&record, &ring.data())).then_some(Self {
+            sequence,
+            record: Some(record),
+            vacated: 0,
+        })
     }
 
     /// The record header of an object whose entry this is.

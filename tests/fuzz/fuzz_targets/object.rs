@@ -1,0 +1,5 @@
+//! See `parsers`.
+#![no_main]
+use salvol_fuzz::parsers::object::TARGET;
+
+libfuzzer_sys::fuzz_target!(init: salvol_fuzz::plant(&TARGET), |data: &[u8]| drop((TARGET.run)(data)));
