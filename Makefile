@@ -11,7 +11,7 @@ help: ## this list
 demo: ## see it work: a database, a killed daemon, a dropped table, a lost disk, and every byte back (5 minutes)
 	@scripts/demo
 
-test: ## all tests, the real block device included (20 minutes; ALL=1 adds XFS and longer sizes)
+test: ## all tests, the real block device included (20 minutes; ALL=1 adds XFS and what takes longer)
 	@scripts/test $(if $(ALL),--all)
 
 check: ## format, lints and cargo's own tests, no kernel needed
@@ -24,7 +24,7 @@ bench: ## speed and write amplification
 
 moments: POINTS ?= 1000
 moments: ## POINTS=1000 synch points, and as many other moments, each restored and viewed (15 minutes of processor time)
-	SALVOL_POINTS=$(POINTS) cargo test --test moments -- --nocapture
+	SALVOL_POINTS=$(POINTS) cargo test --test volume moments:: -- --nocapture
 
 listing: ## how long an archive of OBJECTS=10000 takes to be listed (1 minute)
 	SALVOL_OBJECTS=$(OBJECTS) cargo test --release --test listing -- --nocapture

@@ -4,9 +4,11 @@
 //! must be met on the way, or the campaign has shown nothing: [`coverage`].
 #![allow(clippy::unwrap_used, reason = "a panic is the failure")]
 
-#[path = "../common/mod.rs"]
+#[path = "../volume/common.rs"]
 mod common;
 mod coverage;
+mod every_crash;
+mod every_failure;
 mod history;
 mod judges;
 mod store;

@@ -1,18 +1,12 @@
 //! Verify: a sound volume is clean, also while it is written to; each kind of damage is named where it is, and the points
 //! that it costs are exactly those that do not come back.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
-
-#[allow(dead_code, reason = "each test uses its share of it")]
-#[path = "history/rig.rs"]
-mod rig;
-
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::rig::{Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
 use fastrand::Rng;
-use rig::{Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
 use salvol::archive::{
     ArchiveJob, ArchivedSegment, Extent, ObjectName, Packing, RingKind, RingStore, Spec, Store, StoreError,
     archive_segment,

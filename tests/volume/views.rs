@@ -1,16 +1,10 @@
 //! Views of the past on a real file: every point is a volume, from primary and archive and from the archive alone, while the
 //! volume goes on; what is written to one stays in its overlay.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
-
-#[allow(dead_code, reason = "shared by several test programs")]
-#[path = "history/rig.rs"]
-mod rig;
-
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rig::{BLOCKS, Model, Rig, WORKING_SET, content};
+use super::rig::{BLOCKS, Model, Rig, WORKING_SET, content};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Block};
 use salvol::history::{HistoryError, Past, Scene, Source, Writable};
 use salvol::io::Buffer;

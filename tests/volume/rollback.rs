@@ -1,19 +1,13 @@
 //! Rollback: the volume becomes what it was, all of it or nothing, and becomes again what it was before that.
 //!
 //! `SALVOL_SEED` is the first seed, and there is one for every 20 of `SALVOL_SEEDS`.
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-mod common;
-#[allow(dead_code, reason = "shared by several test programs")]
-#[path = "history/rig.rs"]
-mod rig;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::*;
-use rig::{Model as RigModel, Rig, differences};
+use super::common::*;
+use super::rig::{Model as RigModel, Rig, differences};
 use salvol::format::{ArchiveAt, Position, SegmentNumber};
 use salvol::history::{Consistency, Progress, Source, restore};
 use salvol::io::Platform;
@@ -242,7 +236,7 @@ fn history_goes_on_through_rollbacks_and_can_undo_them() {
         }
         rig.synch("end");
         let last = rig.segment();
-        rig.run_to_segment(last + u64::from(rig::WORKING_SET) + 2);
+        rig.run_to_segment(last + u64::from(super::rig::WORKING_SET) + 2);
         rig.settle();
         for source in [Source::open_primary(&rig.primary()).unwrap(), Source::open_spec(&rig.spec).unwrap()] {
             for (point, model) in &rig.points {

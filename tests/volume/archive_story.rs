@@ -4,9 +4,6 @@
 //! The oracle: a point that was said to be archived comes back from the archive alone for ever, exactly, unless it was
 //! given up with `--accept-loss`. The primary keeps its promises. Attaching refuses what it must, and nothing else. In the end
 //! everything is archived, and no part is left of a segment that is there whole.
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-mod common;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +12,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::*;
+use super::common::*;
 use salvol::archive::{ForkRecord, Lineage, MemoryStore, Mood, ObjectName, Store, StoreError};
 use salvol::format::*;
 use salvol::history::{HistoryError, Progress, RebuildOptions, RebuildPlan, Sited, Source, index_at};

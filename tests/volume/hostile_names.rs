@@ -1,14 +1,9 @@
 //! A file that a stranger leaves in a store's directory is one object more that cannot be read, whatever its name says.
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
-
-#[allow(dead_code, reason = "shared by several test programs")]
-#[path = "history/rig.rs"]
-mod rig;
 
 use std::fs::File;
 use std::time::Duration;
 
-use rig::Rig;
+use super::rig::Rig;
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Uuid};
 use salvol::history::{Progress, RebuildOptions, RebuildPlan, Source};
 use salvol::io::{Bench, Primary};

@@ -5,9 +5,8 @@
 //!   opening finds it; after a power cut everything that was flushed.
 //! - While opening, a failure is an error of the opening, and the next one succeeds.
 //! - A call to the store that fails is tried again, and nobody but the status tells of it.
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-mod common;
+//!
+//! `SALVOL_ALL=1` takes each error for each call, otherwise one of them.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -15,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::*;
+use super::common::*;
 use salvol::archive::{MemoryStore, ObjectName, Store, StoreError};
 use salvol::format::ArchiveAt;
 use salvol::io::Platform;
@@ -208,6 +207,17 @@ impl Scene {
     }
 }
 
+const SAYS: [Says; 5] = [Says::Io(libc::EIO), Says::Io(libc::ENOSPC), Says::Refused, Says::Missing, Says::Conflict];
+
+fn all() -> bool {
+    std::env::var_os("SALVOL_ALL").is_some()
+}
+
+/// One error for each call, all of them in turn; with `SALVOL_ALL` all of them for each.
+fn is_due(call: u64, rank: usize, errors: usize) -> bool {
+    all() || call % errors as u64 == rank as u64
+}
+
 const WELL: (u64, Says) = (u64::MAX, Says::Refused);
 
 #[test]
@@ -218,11 +228,10 @@ fn every_io_fails_once() {
         let (ios, outcome) = new("the reference".to_owned()).work(None);
         assert_eq!(outcome, Outcome::default());
         for number in 1..=ios {
-            let errno = ERRORS[(number % ERRORS.len() as u64) as usize];
-            // All of them on some I/Os, one of them on each.
-            let errors = if number % 16 == 0 { &ERRORS[..] } else { &[errno][..] };
-            for errno in errors {
-                for power_cut in [false, true] {
+            for (rank, errno) in ERRORS.iter().enumerate().filter(|(rank, _)| is_due(number, *rank, ERRORS.len())) {
+                for power_cut in
+                    [false, true].into_iter().filter(|cut| all() || (number + rank as u64) % 2 == u64::from(*cut))
+                {
                     let scene =
                         new(format!("{archive_at:?}, I/O {number} of {ios} fails with {errno}, power cut {power_cut}"));
                     let (_, outcome) = scene.work(Some((number, *errno)));
@@ -248,9 +257,9 @@ fn every_call_to_the_store_fails_once() {
         let calls = reference.store.calls.load(Ordering::Relaxed);
         assert!(calls > 50, "{calls} calls are no workload");
         for number in 1..=calls {
-            for says in [Says::Io(libc::EIO), Says::Io(libc::ENOSPC), Says::Refused, Says::Missing, Says::Conflict] {
+            for (_, says) in SAYS.iter().enumerate().filter(|(rank, _)| is_due(number, *rank, SAYS.len())) {
                 let what = format!("{archive_at:?}, call {number} of {calls} to the store is answered with {says:?}");
-                let scene = Scene::new(archive_at, OneFailure::new(number, says), what);
+                let scene = Scene::new(archive_at, OneFailure::new(number, *says), what);
                 let (_, outcome) = scene.work(None);
                 assert!(!outcome.stopped && !outcome.not_closed, "{}: {outcome:?}", scene.what);
                 scene.find(number % 2 == 0, number);

@@ -1,12 +1,6 @@
 //! What is pruned is what no rule, pin or reader needs: all else comes back bit for bit, from primary and store and from the
 //! store alone, whatever interrupted a prune, and after the volume went on, was rebuilt, or had its ring turned over.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
-
-#[allow(dead_code, reason = "shared by several test programs")]
-#[path = "history/rig.rs"]
-mod rig;
-
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::ops::Range;
@@ -15,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use rig::{Model, Rig, WORKING_SET, differences};
+use super::rig::{Model, Rig, WORKING_SET, differences};
 use salvol::archive::{Fill, Lease, ObjectName, PinRecord, Store, StoreError};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, SegmentNumber, Uuid};
 use salvol::history::{

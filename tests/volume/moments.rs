@@ -2,15 +2,10 @@
 //! store alone, equal bit for bit to a model.
 //!
 //! `SALVOL_POINTS` says how many points (`make moments POINTS=1000`).
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-#[allow(dead_code, reason = "shared by several test programs")]
-#[path = "history/rig.rs"]
-mod rig;
 
 use std::collections::BTreeMap;
 
-use rig::{BLOCKS, Model, Rig, SEGMENT_BLOCKS, WORKING_SET, content, differences, differing};
+use super::rig::{BLOCKS, Model, Rig, SEGMENT_BLOCKS, WORKING_SET, content, differences, differing};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Position};
 use salvol::history::{Moment, Progress, Source, restore};
 use salvol::volume::Operation;

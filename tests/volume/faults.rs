@@ -1,7 +1,4 @@
 //! What breaks, and what happens then: stores that are away, bad sectors, rot, lost superblocks.
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-mod common;
 
 use std::cell::Cell;
 use std::os::unix::fs::FileExt;
@@ -9,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::*;
+use super::common::*;
 use salvol::archive::{ArchivedSegment, ObjectName, Store, StoreError};
 use salvol::format::*;
 use salvol::history::{Source, index_at};

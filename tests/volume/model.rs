@@ -1,11 +1,8 @@
 //! The engine on a simulated disk, compared with a model: ordinary days, power cuts, dead daemons.
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-mod common;
 
 use std::rc::Rc;
 
-use common::*;
+use super::common::*;
 use salvol::format::{ArchiveAt, Block};
 use salvol::index::Mapping;
 use salvol::io::Platform;

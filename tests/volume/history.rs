@@ -1,18 +1,12 @@
 //! The past of a volume on a real file: every point comes back, from primary and archive and from the archive alone;
 //! what cannot come back says so; damage is found, and costs only what it hit.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
-
-#[allow(dead_code, reason = "shared by two test programs")]
-#[path = "history/rig.rs"]
-mod rig;
-
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
+use super::rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
 use salvol::archive::{
     ArchiveJob, ArchivedSegment, Extent, OBJECT_HEADER_BYTES, ObjectName, Packing, Spec, Store, StoreError,
     archive_segment,

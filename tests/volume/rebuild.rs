@@ -1,12 +1,6 @@
 //! A lost primary is made again from the archive, and the volume goes on under a new history: old points and new ones come
 //! back, the old primary does not, and nothing that goes wrong on the way leaves half a volume.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
-
-#[allow(dead_code, reason = "shared by two test programs")]
-#[path = "history/rig.rs"]
-mod rig;
-
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
@@ -14,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
+use super::rig::{Model, Rig, SEGMENT_BLOCKS, WORKING_SET, differences};
 use salvol::archive::{
     ArchiveError, ArchiveJob, ArchivedSegment, Extent, ForkRecord, ObjectName, Packing, RingKind, RingStore, Spec,
     Store, StoreError, archive_segment,
@@ -646,7 +640,7 @@ fn records_that_are_damaged_or_hostile_are_named() {
         successor: volume,
         segment: SegmentNumber(3),
         checksum: Default::default(),
-        epoch: u64::MAX,
+        epoch: 1 << 62,
         time_ns: i64::MAX,
     };
     store.put(&circle.name(), &circle.encode()).unwrap();

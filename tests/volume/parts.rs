@@ -1,13 +1,10 @@
 //! The open segment in parts: what is safe in the store, and when.
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::*;
+use super::common::*;
 use salvol::archive::{MemoryStore, Mood, Store};
 use salvol::format::{BLOCK_BYTES, BatchHeader, Position, SegmentNumber};
 use salvol::io::Platform;

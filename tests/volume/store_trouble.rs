@@ -1,9 +1,6 @@
 //! A store in trouble while writers go on: slow, away, full, read-only, another volume's, and well again.
 //!
 //! `SALVOL_SEED` is the first seed and `SALVOL_SEEDS` how many.
-#![allow(clippy::unwrap_used, reason = "a panic is the failure")]
-
-mod common;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -12,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::*;
+use super::common::*;
 use salvol::archive::{MemoryStore, Mood, ObjectName, Store};
 use salvol::format::{ArchiveAt, Block, SegmentNumber};
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};

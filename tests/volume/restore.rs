@@ -2,12 +2,6 @@
 //! was recorded was durable; nothing is taken from another restore. And how the archive is read: each frame once, by a
 //! bounded number of threads.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the failure")]
-
-#[path = "history/rig.rs"]
-#[allow(dead_code, reason = "other tests use the rest of it")]
-mod rig;
-
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
@@ -17,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rig::{Model, Rig, WORKING_SET, differences};
+use super::rig::{Model, Rig, WORKING_SET, differences};
 use salvol::archive::{OBJECT_HEADER_BYTES, ObjectName, Store, StoreError};
 use salvol::format::{ArchiveAt, BLOCK_BYTES};
 use salvol::history::{

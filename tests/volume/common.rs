@@ -1,5 +1,5 @@
 //! A volume on a simulated disk, users that hammer it, and a model that knows what it may contain.
-#![allow(dead_code, clippy::unwrap_used, reason = "shared by several test programs; a panic is the failure")]
+#![allow(dead_code, reason = "shared by several test programs")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
