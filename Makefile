@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing levels campaign fuzz shell build install clean
+.PHONY: help demo test check bench moments points listing levels replay kills faults damage campaign canaries fuzz shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,8 +33,22 @@ points: POINTS ?= 20
 points: ## POINTS=20 points of PostgreSQL, SQLite and ext4 under load, each judged on the real block device (20 minutes)
 	@POINTS=$(POINTS) scripts/test postgres-points sqlite-points files-points
 
+replay: POINTS ?= 5000
+replay: ## POINTS=5000 flushes of each of four loads replayed from a record, and as many power cuts between them, each judged (2 hours)
+	@REPLAY_POINTS=$(POINTS) scripts/test replay
+
+kills: KILLS ?= 2000
+kills: ## KILLS=2000 kills of the daemon under load, and as many in the middle of putting an object (1 hour)
+	@KILLS=$(KILLS) scripts/test daemon-crash archiver-crash
+
+faults: ## a primary, and a store, that fail, lie, rot and have bad sectors (15 minutes)
+	@scripts/test bad-disk bad-store
+
 levels: ## what each level of compression costs, and what it gives (1 minute)
 	cargo test --release --lib what_levels_cost -- --ignored --nocapture
+
+canaries: ## known bugs, one at a time in a copy, which the simulator must find (20 minutes)
+	@scripts/canaries
 
 campaign: ## the simulator with new seeds for HOURS=1
 	@HOURS=$(HOURS) scripts/campaign

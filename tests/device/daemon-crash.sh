@@ -1,6 +1,7 @@
 #!/bin/bash
-# test: the daemon is killed 20 times under verifying I/O: recover loses nothing that was acknowledged, and no I/O hangs
+# test: the daemon is killed 20 (KILLS) times under verifying I/O: recover loses nothing that was acknowledged, and no I/O hangs
 # limit: 300
+# limit-each: KILLS 5
 # run: ARCHIVE_AT=seal
 # run-all: ARCHIVE_AT=inactive
 #
@@ -10,7 +11,7 @@ set -euo pipefail
 # shellcheck source=tests/device/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-kills=20
+kills=${KILLS:-20}
 region=8192 # blocks of each judge: 32 MiB
 
 # A read whose answer the daemon is giving at the moment it is killed may fail in the driver: to hand the bytes over it pins the
@@ -43,8 +44,9 @@ writer=$!
 wait_until 30 writer_went_on 2 || fail "the writer does not get going"
 
 killed=0
+began=$SECONDS
 while ((killed < kills || $(logged_turns) < 10)); do
-  sleep "$((RANDOM % 2)).$((RANDOM % 10))"
+  if ((kills > 20)); then sleep "0.$((RANDOM % 3))"; else sleep "$((RANDOM % 2)).$((RANDOM % 10))"; fi
   kill -0 $verifier || fail "fio gave up before kill $killed"
   kill -0 $writer || fail "the writer gave up before kill $killed"
   before=$(wc -l <"$WORK/journal/progress")
@@ -54,7 +56,7 @@ while ((killed < kills || $(logged_turns) < 10)); do
   killed=$((killed + 1))
   wait_until 30 writer_went_on $((before + 2)) || fail "I/O hangs after kill $killed"
 done
-say "  killed and recovered $killed times, the log turned over $(logged_turns) times"
+say "  killed and recovered $killed times in $((SECONDS - began)) s, the log turned over $(logged_turns) times"
 
 touch "$WORK/stop"
 wait $verifier || fail "fio found wrong data"

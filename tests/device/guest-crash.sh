@@ -1,6 +1,7 @@
 #!/bin/bash
-# test: the machine is killed 10 times while writing: the state is a prefix with all that was flushed, and fsck is clean
+# test: the machine is killed 10 (KILLS) times while writing: the state is a prefix with all that was flushed, and fsck is clean
 # limit: 300
+# limit-each: KILLS 20
 # where: host
 #
 # The host starts a guest on the same disks again and again and kills it with SIGKILL, at a random moment, while one
@@ -9,7 +10,7 @@ set -euo pipefail
 # shellcheck source=tests/device/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-crashes=10
+crashes=${KILLS:-10}
 
 # ---- In the guest: check what the last crash left, then write until killed ----------------------------------------------------
 

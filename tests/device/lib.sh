@@ -8,6 +8,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$WORK" || exit # what tools leave behind goes with it
 ARCHIVE_AT=${ARCHIVE_AT:-seal}
 LONG=${LONG:-0}
+export PYTHONDONTWRITEBYTECODE=1
 device=
 
 say() { printf '%s\n' "$*"; }
@@ -273,6 +274,13 @@ stop_postgres() {
 check_postgres() {
   as_postgres pg_amcheck --heapallindexed --install-missing bench || fail "pg_amcheck found corruption $1"
   say "  pg_amcheck is clean $1"
+}
+
+# ---- Files of the host ------------------------------------------------------------------------------------------------------------
+
+# memory_directory: a directory of the host for files that are used a lot and need not last, in memory where there is room.
+memory_directory() {
+  if [[ -w /dev/shm ]] && (($(df --output=avail -B1M /dev/shm | tail -n 1) > 4000)); then echo /dev/shm; else echo "$WORK"; fi
 }
 
 # ---- The end on a host ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 #!/bin/bash
-# test: the primary loses its power 10 times, and what it had not flushed: the state is a prefix with all that was flushed
+# test: the primary loses its power 10 (KILLS) times, and what it had not flushed: the state is a prefix with all that was flushed
 # limit: 300
+# limit-each: KILLS 20
 # run: ARCHIVE_AT=seal
 # run-all: ARCHIVE_AT=inactive
 #
@@ -12,7 +13,7 @@ source "$(dirname "$0")/lib.sh"
 # shellcheck source=tests/device/crash-story.sh
 source "$here/crash-story.sh"
 
-cuts=10
+cuts=${KILLS:-10}
 
 # First the power, then the daemon: what it still believes to have written is gone. The writers meet I/O errors and end; killing a
 # shell in the middle of a fork would crash User-Mode Linux.

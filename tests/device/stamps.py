@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Stamped blocks: a writer that promises, and a checker that finds every broken promise after a crash.
 
-    stamps.py write DEVICE JOURNAL --blocks N [--first-block B] [--seconds S] [--steps S] [--until FILE]
-    stamps.py check DEVICE JOURNAL [--exact]
+    stamps.py write DEVICE JOURNAL --blocks N [--first-block B] [--seconds S] [--steps S] [--until FILE] [--mark NAME]
+    stamps.py check DEVICE JOURNAL [--exact] [--unreadable N] [--promised STEP]
 
 The writer works in numbered steps. One step is up to DEPTH concurrent writes of 1 to 64 blocks, or one trim, on disjoint random
 ranges; the next step begins when all of it has been acknowledged. Every few steps it flushes (fsync, or one FUA write), and when
@@ -14,7 +14,9 @@ crash each block admits an interval of moments at which the volume can have stop
 written if and only if all these intervals have a moment in common. The checker finds it, and demands that it is not before the last
 recorded flush; with --exact (no crash of the machine: only the daemon died) not before the last acknowledged step.
 
-After a successful check the journal holds what survived, as the start of the next generation.
+--unreadable: so many blocks may fail with an I/O error, of which nothing is known then. --promised: of a disk that has lied, no more than this.
+
+After a successful check the journal holds what survived, as the start of the next generation; when a block was unreadable it stays as it is.
 """
 
 import argparse
@@ -29,6 +31,8 @@ import struct
 import sys
 import time
 
+import writes
+
 BLOCK = 4096
 DEPTH = 8
 LONGEST_WRITE = 64
@@ -37,6 +41,7 @@ STEPS_BETWEEN_FLUSHES = 16
 MAGIC = b"STAMPED\n"
 HEADER = struct.Struct("<8sQII")
 BLKDISCARD = 0x1277
+UNREADABLE = -1
 
 
 class Journal:
@@ -163,6 +168,8 @@ def write(arguments):
         except OSError as error:
             fail(f"step {step} failed: {error}")
         if flush:
+            if arguments.mark:
+                writes.send_mark(arguments.mark, f"flushed {step}")
             journal.record("flushed", step)
         if time.monotonic() > end or step == arguments.steps or os.path.exists(arguments.until):
             journal.record("acknowledged", step)
@@ -191,38 +198,63 @@ def write_range(device, buffer, journal, step, first, count, flags):
 def check(arguments):
     journal = Journal(arguments.journal)
     journal.load()
-    values = read_values(arguments.device, journal)
+    values = read_values(arguments.device, journal, arguments.unreadable)
+    unreadable = values.count(UNREADABLE)
     rotten = [block for block, found in enumerate(values) if found is None]
     if rotten:
         fail(f"{len(rotten)} blocks hold neither a stamp of their own nor zeros, the first is block {rotten[0]} of the region")
-    last_needed = journal.acknowledged if arguments.exact else journal.flushed
+    last_needed = journal.acknowledged if arguments.exact else min(journal.flushed, arguments.promised)
     # The writer flushes at least every STEPS_BETWEEN_FLUSHES steps, and may have died before it recorded the last one.
     last_possible = journal.acknowledged + 2 * STEPS_BETWEEN_FLUSHES
     histories = histories_until(journal, last_possible)
+    if unreadable:
+        read = [index for index, found in enumerate(values) if found != UNREADABLE]
+        values, histories = [values[index] for index in read], [histories[index] for index in read]
     moment = common_moment(values, histories, last_possible)
     if moment is None:
         explain_no_moment(values, histories, last_possible)
     if moment < last_needed:
         lost = [block for block, found in enumerate(values) if last_at(histories[block], last_needed) > last_at(histories[block], moment)]
         fail(f"the state is that of step {moment}, but step {last_needed} was promised: {len(lost)} blocks went back, e.g. {lost[:5]}")
-    journal.save(journal.first_block, journal.blocks, journal.generation + 1, journal.seed, values)
+    if unreadable:
+        print(f"{unreadable} of {journal.blocks} blocks are unreadable")
+    else:
+        journal.save(journal.first_block, journal.blocks, journal.generation + 1, journal.seed, values)
     print(f"generation {journal.generation}: everything up to step {moment}, nothing later; step {last_needed} was promised")
 
 
-def read_values(path, journal):
+def read_values(path, journal, most_unreadable):
     device = os.open(path, os.O_RDONLY | os.O_DIRECT)
     chunk = 256
     buffer = mmap.mmap(-1, chunk * BLOCK)
     values = []
     for first in range(0, journal.blocks, chunk):
         count = min(chunk, journal.blocks - first)
-        view = memoryview(buffer)[: count * BLOCK]
-        if os.preadv(device, [view], (journal.first_block + first) * BLOCK) != count * BLOCK:
-            fail(f"short read at block {first} of the region")
+        try:
+            read_exactly(device, memoryview(buffer)[: count * BLOCK], journal.first_block + first)
+            unreadable = set()
+        except OSError:
+            unreadable = {index for index in range(count) if not is_readable(device, buffer, index, journal.first_block + first + index)}
         for index in range(count):
-            values.append(read_stamp(first + index, buffer[index * BLOCK : (index + 1) * BLOCK]))
+            block = buffer[index * BLOCK : (index + 1) * BLOCK]
+            values.append(UNREADABLE if index in unreadable else read_stamp(first + index, block))
+        if values.count(UNREADABLE) > most_unreadable:
+            fail(f"block {values.index(UNREADABLE)} of the region, and {values.count(UNREADABLE) - 1} more of the first {len(values)}, cannot be read")
     os.close(device)
     return values
+
+
+def read_exactly(device, view, block):
+    if os.preadv(device, [view], block * BLOCK) != len(view):
+        fail(f"short read at block {block} of the device")
+
+
+def is_readable(device, buffer, index, block):
+    try:
+        read_exactly(device, memoryview(buffer)[index * BLOCK : (index + 1) * BLOCK], block)
+        return True
+    except OSError:
+        return False
 
 
 def histories_until(journal, last):
@@ -305,9 +337,12 @@ def main():
     writer.add_argument("--steps", type=int, default=-1)
     writer.add_argument("--until", metavar="FILE", default="", help="stop when this file exists")
     writer.add_argument("--seed", type=int, default=1)
+    writer.add_argument("--mark", metavar="NAME", help="note flushed steps in the log of this dm-log-writes as well")
     checker = verbs.add_parser("check")
     checker.set_defaults(run=check)
     checker.add_argument("--exact", action="store_true")
+    checker.add_argument("--unreadable", type=int, default=0, metavar="N")
+    checker.add_argument("--promised", type=float, default=float("inf"), metavar="STEP")
     for verb in (writer, checker):
         verb.add_argument("device")
         verb.add_argument("journal")

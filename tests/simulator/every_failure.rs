@@ -163,11 +163,7 @@ impl Scene {
         if outcome.stopped {
             // What was not acknowledged may be seen, as on any disk with a cache.
             for (block, stamp) in self.model.state() {
-                assert!(
-                    found.get(&block).is_some_and(|found| *found >= stamp) || found.get(&block).is_none(),
-                    "{}",
-                    self.what
-                );
+                assert!(found.get(&block).is_none_or(|found| *found >= stamp), "{}", self.what);
             }
         } else {
             assert_eq!(found, self.model.state(), "{}", self.what);

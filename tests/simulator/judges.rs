@@ -63,7 +63,8 @@ impl Judge<'_> {
 
     /// The log as far back as it is all there: with no store slots are used again in any order.
     fn unbroken(&self, log: &BTreeMap<SegmentNumber, Summary>) -> BTreeMap<SegmentNumber, Summary> {
-        let gap = log.keys().zip(log.keys().skip(1)).filter(|(one, next)| one.plus(1) != **next).last();
+        let mut links = log.keys().zip(log.keys().skip(1));
+        let gap = links.rfind(|(one, next)| one.plus(1) != **next);
         let from = gap.map_or(SegmentNumber(0), |(_, next)| *next);
         assert!(gap.is_none() || self.store.is_none(), "segment {} is missing", from.minus(1));
         log.range(from..).map(|(number, summary)| (*number, summary.clone())).collect()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::common::*;
-use salvol::archive::{ArchivedSegment, ObjectName, Store, StoreError};
+use salvol::archive::{ArchivedSegment, ObjectName, Store, StoreError, damaged_blocks};
 use salvol::format::*;
 use salvol::history::{Source, index_at};
 use salvol::io::simulated::{Dice, Ended, Faults, SimulatedDisk, SimulatedPlatform};
@@ -552,6 +552,38 @@ fn what_cannot_be_read_for_a_moment_is_archived_whole() {
     platform.halt();
     disk.stop_machine();
     check_every_position(&whole_log(&disk, &shape, &store), shape.working_set);
+}
+
+/// A block that was misread once, and is whole on the disk, is whole in the archive.
+#[test]
+fn a_segment_that_was_misread_once_is_archived_whole() {
+    let shape = Shape { archive_at: ArchiveAt::Inactive, ..SHAPE };
+    let disk = shape.disk();
+    let store = store_of(&shape);
+    let model = Rc::new(Model::default());
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    assert_eq!(hammer(&platform, &volume, &model, 3, 4, 150, Mix::default()), Ended::Done);
+    let (segment, slot) = volume.log().look(|_, table| {
+        let unheld = table.segments().find(|(_, info)| info.life == Life::Active && info.buffer.is_none());
+        let segment = unheld.unwrap().0;
+        (segment, table.slot_of(segment).unwrap())
+    });
+    let (device, superblock) = (platform.device(), volume.superblock().clone());
+    let summary = platform.block_on(async move { scan::summary(&device, &superblock, slot, segment).await.unwrap() });
+    for (_, batch, _) in summary.unwrap().walk() {
+        for block in 1..=batch.data_blocks() {
+            disk.misread_once(volume.geometry().slot_place(slot).plus(batch.offset().0 + block).bytes());
+        }
+    }
+    let mix = Mix { reads: 0, ..Mix::default() };
+    assert_eq!(hammer(&platform, &volume, &model, 4, 4, 800, mix), Ended::Done, "{:#?}", volume.status());
+    let store: Arc<dyn Store> = store.unwrap();
+    let is_it = |name: &ObjectName| (name.segment, name.part) == (segment, 0);
+    let (name, _) = store.list().unwrap().into_iter().find(|(name, _)| is_it(name)).unwrap();
+    let mut object = ArchivedSegment::open(&store, &name, Some(&shape.superblock())).unwrap();
+    let image = object.read_image().unwrap();
+    assert_eq!(damaged_blocks(&image, object.summary(), Offset(0)), []);
 }
 
 /// P5: the header of the segment that the log ends in rots, or cannot be read: its first batch says the same, and nothing

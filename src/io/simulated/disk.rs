@@ -97,6 +97,8 @@ pub(super) struct Disk {
     in_flight: BTreeMap<u64, (u64, Vec<u8>)>,
     flushes_started: u64,
     unreadable: Vec<(u64, u64)>,
+    /// Bytes that the next read gets wrong.
+    misread: Vec<u64>,
     faults: Faults,
     met: BTreeMap<&'static str, u64>,
     trace: u64,
@@ -123,6 +125,7 @@ impl SimulatedDisk {
             in_flight: BTreeMap::new(),
             flushes_started: 0,
             unreadable: Vec::new(),
+            misread: Vec::new(),
             faults: Faults::default(),
             met: BTreeMap::new(),
             trace: 0,
@@ -238,6 +241,11 @@ impl SimulatedDisk {
         self.0.borrow_mut().unreadable.push((offset, bytes));
     }
 
+    /// Makes the next read of the byte at `offset` get it wrong; what is on the disk stays right.
+    pub fn misread_once(&self, offset: u64) {
+        self.0.borrow_mut().misread.push(offset);
+    }
+
     /// What a reader sees now.
     pub fn peek(&self, offset: u64, into: &mut [u8]) {
         self.0.borrow().get(offset, into);
@@ -296,6 +304,9 @@ impl Disk {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         self.get(offset, into);
+        for wrong in self.misread.extract_if(.., |wrong| (offset..end).contains(wrong)) {
+            into[(wrong - offset) as usize] ^= 0x40;
+        }
         if self.strikes(dice, self.faults.read_flips, "read flipped") {
             into[dice.below(end - offset) as usize] ^= 1 << dice.below(8);
         }
