@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing levels replay kills faults damage campaign canaries fuzz shell build install clean
+.PHONY: help demo test check bench moments points listing levels replay kills faults campaign canaries fuzz shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
