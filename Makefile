@@ -50,7 +50,7 @@ levels: ## what each level of compression costs, and what it gives (1 minute)
 canaries: ## known bugs, one at a time in a copy, which the simulator must find (20 minutes)
 	@scripts/canaries
 
-campaign: ## the simulator with new seeds for HOURS=1
+campaign: ## HOURS=1 of known bugs, crash states, histories with new seeds, failures and fuzzing, with a report
 	@HOURS=$(HOURS) scripts/campaign
 
 fuzz: EXECS ?= 20000000

@@ -93,11 +93,13 @@ impl<P: Platform> Log<P> {
     async fn archive(&self, task: Task) -> Result<Archived, String> {
         self.agree().await?;
         let volume = &self.0.volume;
-        let image = match task.memory {
-            Some(image) => image,
+        let (image, summary) = match task.memory {
+            Some(image) => {
+                let summary = scan::summary_in(image.bytes(), volume, task.segment);
+                (image, summary.map_err(|error| error.to_string())?)
+            }
             None => self.read_image(task.segment, task.slot).await?,
         };
-        let summary = scan::summary_in(image.bytes(), volume, task.segment).map_err(|error| error.to_string())?;
         if summary.segment != task.segment {
             return Err(format!("segment {} is not in its slot any more", task.segment));
         }
@@ -132,9 +134,9 @@ impl<P: Platform> Log<P> {
         archived.map_err(|error| error.to_string())
     }
 
-    /// The segment's bytes, read back from the primary and verified. What cannot be read now may be readable in a moment, and
+    /// The segment's bytes, read back from the primary and verified, and its summary. What cannot be read now may be readable in a moment, and
     /// is nowhere else: only what stays damaged is archived as it is.
-    async fn read_image(&self, segment: SegmentNumber, slot: Slot) -> Result<Buffer, String> {
+    async fn read_image(&self, segment: SegmentNumber, slot: Slot) -> Result<(Buffer, Summary), String> {
         let volume = &self.0.volume;
         let mut tries = 1;
         loop {
@@ -145,7 +147,7 @@ impl<P: Platform> Log<P> {
             let end = self.0.state.borrow().end_of(segment);
             let missing = end.map_or(0, |end| end.0.saturating_sub(summary.last_position().0));
             if damaged == 0 && missing == 0 {
-                return Ok(image);
+                return Ok((image, summary));
             }
             if tries == READ_TRIES {
                 log::error!(
@@ -153,7 +155,7 @@ impl<P: Platform> Log<P> {
                      archived as they are"
                 );
                 mend(&image, &summary, volume, slot);
-                return Ok(image);
+                return Ok((image, summary));
             }
             self.rest(ARCHIVE_RETRY.0 * tries, |_| false).await;
             tries += 1;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::common::*;
 use salvol::archive::{MemoryStore, Mood, Store};
 use salvol::format::{ArchiveAt, BLOCK_BYTES, Block};
+use salvol::history::Source;
 use salvol::io::simulated::{Dice, Ended, Event, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{Buffer, Platform};
 use salvol::log::Archiving;
@@ -111,7 +112,9 @@ struct User {
     volume: SimVolume,
     stamp: u64,
     told: Told,
-    point: Option<u64>,
+    store: Arc<MemoryStore>,
+    /// The last synch point, and the volume then.
+    point: Option<(u64, State)>,
 }
 
 impl User {
@@ -160,6 +163,17 @@ impl User {
         }
     }
 
+    /// The archive gives the last synch point as it was, if it has it yet.
+    fn restore(&self) {
+        let Some((point, state)) = &self.point else { return };
+        let store = as_store(&Some(Arc::clone(&self.store)));
+        let source = Source::open_store(TINY.superblock(), store.clone()).unwrap();
+        if source.resolve(&format!("p{point}")).is_ok() {
+            let blocks = (0..).zip(state.iter().copied()).filter(|(_, stamp)| *stamp != 0);
+            store_has(store, &TINY, *point, &blocks.collect());
+        }
+    }
+
     fn step(&mut self, step: Step) {
         match step {
             Step::Write => self.change(Operation::Write { fua: false }, 4),
@@ -174,7 +188,7 @@ impl User {
             Step::Synch => {
                 let marker = self.volume.clone();
                 let marked = async move { marker.synch("here".to_owned(), String::new()).await.unwrap() };
-                self.point = Some(self.platform.block_on(marked).unwrap().point);
+                self.point = Some((self.platform.block_on(marked).unwrap().point, self.state()));
                 self.flushed();
             }
             Step::FillSegment => self.fill(1),
@@ -188,6 +202,7 @@ impl User {
                 let (found, failed) = self.platform.block_on(async move { read_each(&reader).await }).unwrap();
                 assert!(failed.is_empty());
                 assert_eq!(as_state(&found), self.state());
+                self.restore();
             }
         }
     }
@@ -233,7 +248,7 @@ fn user(platform: SimulatedPlatform, disk: &SimulatedDisk, store: &Arc<MemorySto
     let changes = vec![Change { state, issued: 0, acknowledged: 0 }];
     let told = Told { changes, durable: vec![(0, 0)], events: Vec::new(), puts: Vec::new() };
     let volume = open_tiny(&platform, &Some(Arc::clone(store)));
-    User { platform, disk: disk.clone(), volume, stamp, told, point: None }
+    User { platform, disk: disk.clone(), volume, stamp, told, store: Arc::clone(store), point: None }
 }
 
 /// Lives through the history, with its disk recorded from the opening on.

@@ -271,12 +271,12 @@ impl<'a> History<'a> {
         self.met.count("block repaired from the archive", counters.repaired_blocks);
         self.met.count("block lost", counters.lost_blocks);
         self.met.count("writers throttled", u64::from(!counters.throttled.is_zero()));
-        self.met.count("log stopped", u64::from(log.stopped().is_some()));
+        let stopped = log.stopped().is_some();
+        self.met.count("log stopped", u64::from(stopped));
         let segment = log.current_segment().0;
         self.met.count("segment sealed", segment.saturating_sub(self.segments));
         self.met.count("log turned over", u64::from(segment > u64::from(self.shape.slots)));
         self.segments = segment;
-        let stopped = volume.log().stopped().is_some();
         match ended {
             // A segment whose very header never arrived cannot be archived, and its slot not be used.
             Ended::Stuck if self.was_lied_to() && volume.status().state == "waiting" => {

@@ -673,11 +673,6 @@ pub fn store_has(store: Option<Arc<dyn Store>>, shape: &Shape, point: u64, state
     }
 }
 
-/// One block's stamp.
-pub async fn read_block(volume: &SimVolume, block: u64) -> Result<u64, RequestError> {
-    Ok(read_range(volume, block..block + 1).await?[0].1)
-}
-
 /// A store in memory on a disk that wears out: it deletes nothing while it is told so, reads nothing while it is told so, and
 /// one of its objects lies on bad sectors behind its header.
 #[derive(Default)]

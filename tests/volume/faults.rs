@@ -167,7 +167,7 @@ fn rot_is_never_handed_out() {
             let state = model.state();
             platform.block_on(async move {
                 for block in 0..volume.geometry().volume_blocks {
-                    if let Ok(stamp) = read_block(&volume, block).await {
+                    if let Ok(stamp) = get(&volume, block).await {
                         assert_eq!(stamp, state.get(&block).copied().unwrap_or(0));
                     }
                 }
@@ -406,6 +406,15 @@ fn a_lost_block_is_one_and_stays_lost() {
         .unwrap();
 }
 
+/// An active segment that is on the primary only, and its slot.
+fn unheld(volume: &SimVolume) -> (SegmentNumber, Slot) {
+    volume.log().look(|_, table| {
+        let unheld = table.segments().find(|(_, info)| info.life == Life::Active && info.buffer.is_none());
+        let segment = unheld.unwrap().0;
+        (segment, table.slot_of(segment).unwrap())
+    })
+}
+
 /// Rule 12: a bad sector in a segment that waits for the archiver costs its blocks, and wedges nothing.
 #[test]
 fn a_segment_with_a_bad_sector_is_archived_as_it_is() {
@@ -416,10 +425,7 @@ fn a_segment_with_a_bad_sector_is_archived_as_it_is() {
     let platform = SimulatedPlatform::new(1, disk.clone());
     let volume = open(&platform, &store).unwrap().unwrap();
     assert_eq!(hammer(&platform, &volume, &model, 3, 4, 150, Mix::default()), Ended::Done);
-    let slot = volume.log().look(|_, table| {
-        let unheld = table.segments().find(|(_, info)| info.life == Life::Active && info.buffer.is_none());
-        table.slot_of(unheld.unwrap().0).unwrap()
-    });
+    let (_, slot) = unheld(&volume);
     disk.fail_reads(volume.geometry().slot_place(slot).plus(2).bytes(), 1);
     let mix = Mix { reads: 0, ..Mix::default() };
     assert_eq!(hammer(&platform, &volume, &model, 4, 4, 800, mix), Ended::Done, "{:#?}", volume.status());
@@ -564,11 +570,7 @@ fn a_segment_that_was_misread_once_is_archived_whole() {
     let platform = SimulatedPlatform::new(1, disk.clone());
     let volume = open(&platform, &store).unwrap().unwrap();
     assert_eq!(hammer(&platform, &volume, &model, 3, 4, 150, Mix::default()), Ended::Done);
-    let (segment, slot) = volume.log().look(|_, table| {
-        let unheld = table.segments().find(|(_, info)| info.life == Life::Active && info.buffer.is_none());
-        let segment = unheld.unwrap().0;
-        (segment, table.slot_of(segment).unwrap())
-    });
+    let (segment, slot) = unheld(&volume);
     let (device, superblock) = (platform.device(), volume.superblock().clone());
     let summary = platform.block_on(async move { scan::summary(&device, &superblock, slot, segment).await.unwrap() });
     for (_, batch, _) in summary.unwrap().walk() {
