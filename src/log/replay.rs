@@ -21,7 +21,7 @@ use super::{
     ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, Rollback, State, Table,
     WholeSegments,
 };
-use crate::archive::Store;
+use crate::archive::{Spec, Store};
 use crate::format::{
     BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Entry, EntryKind, Geometry, Offset, Position, SegmentHeader,
     SegmentNumber, Slot, Summary, Superblock, Walk, walk_segment,
@@ -164,6 +164,7 @@ pub async fn find_tail<D: Device>(
     }
     let header = unreadable.into_iter().next().map(|(slot, source)| (slot, Hole { at: Offset(0), source }));
     if accept_loss.is_none()
+        && !ends_as_closed(device, volume, &tail).await
         && let Some((slot, Hole { at, source })) = header.or(tail.hidden.take())
     {
         let offset = volume.geometry.slot_place(slot).plus(at.0).bytes();
@@ -181,6 +182,21 @@ pub async fn find_tail<D: Device>(
     }
     tail.durable = tail.durable.min(broken.previous());
     Ok(Some(tail))
+}
+
+/// Whether the log ends where it was closed, and every segment that it needs, or that waits for the archive, has been found: then
+/// what cannot be read is none of them. A copy of the superblock that cannot be read, or differs, may be of a later opening.
+async fn ends_as_closed<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -> bool {
+    let end = (tail.position(), tail.walk.chain());
+    let waiting = match Spec::parse(&volume.backing) {
+        Ok(Spec::None) => tail.oldest_needed(),
+        _ => tail.oldest_needed().min(tail.archived_through().plus(1)),
+    };
+    let mut wanted = (waiting.0..=tail.last.header.segment.0).map(SegmentNumber);
+    let found = |segment| tail.found.iter().any(|found| found.header.segment == segment);
+    volume.clean_close.is_some_and(|close| (close.position, close.checksum) == end)
+        && wanted.all(found)
+        && matches!(scan::superblock(device).await, Ok(Ok((superblock, false))) if superblock == *volume)
 }
 
 /// Walks from `anchor` to the first batch that does not continue the chain.

@@ -634,6 +634,56 @@ fn a_damaged_segment_header_loses_nothing() {
     }
 }
 
+/// After a clean close a slot that cannot be read keeps nobody from his volume when it holds nothing that is needed or waits for the
+/// archive; after a crash the log may go on there.
+#[test]
+fn bad_sectors_in_a_slot_that_is_free_are_nobodys_trouble() {
+    for (closes, archives) in [(true, true), (true, false), (false, true)] {
+        let shape = Shape { archive_at: ArchiveAt::Seal, ..SHAPE };
+        let (disk, store) = (shape.disk(), store_of(&shape));
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        if !archives {
+            store.as_ref().unwrap().set_error(Some("the disk is full".to_owned()));
+        }
+        let user = volume.clone();
+        let (held, slots) = platform
+            .block_on(async move {
+                churn(&user, 6).await;
+                put(&user, 3..4, 42).await;
+                user.synch("a".to_owned(), String::new()).await.unwrap();
+                if closes {
+                    user.close().await.unwrap();
+                }
+                user.log().look(|_, table| {
+                    let held: Vec<Slot> =
+                        table.segments().map(|(segment, _)| table.slot_of(segment).unwrap()).collect();
+                    (held, user.geometry().slots)
+                })
+            })
+            .unwrap();
+        drop(volume);
+        platform.halt();
+        disk.stop_machine();
+        assert!(held.len() < slots as usize, "no slot is free");
+        for slot in (0..slots).map(Slot) {
+            let disk = disk.fork();
+            disk.fail_reads(shape.superblock().geometry.slot_place(slot).bytes(), 2 * BLOCK_BYTES as u64);
+            let platform = SimulatedPlatform::new(2, disk.clone());
+            match open(&platform, &store).unwrap() {
+                Ok(volume) => {
+                    assert!(closes && !held.contains(&slot), "{slot} of {held:?}");
+                    assert_eq!(platform.block_on(async move { get(&volume, 3).await.unwrap() }), Some(42));
+                }
+                Err(error) => {
+                    assert!(!closes || held.contains(&slot), "{slot} of {held:?}: {error}");
+                }
+            }
+            platform.halt();
+        }
+    }
+}
+
 /// Validity rule 5: rot in data that a later header knows to be durable is an error of the reads that want it, not of
 /// attaching.
 #[test]
