@@ -232,7 +232,7 @@ has_bad_sectors() {
   mv "$STORE.away" "$STORE"
   rm -rf "$journal"
   mv "$WORK/journal.saved" "$journal"
-  judge --exact --unreadable $open
+  judge --exact --unreadable $open --trust
   # Bad sectors go when they are written, and the cleaner does not wait for them.
   start_writer 15
   stop_writer

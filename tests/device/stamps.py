@@ -2,7 +2,7 @@
 """Stamped blocks: a writer that promises, and a checker that finds every broken promise after a crash.
 
     stamps.py write DEVICE JOURNAL --blocks N [--first-block B] [--seconds S] [--steps S] [--until FILE] [--mark NAME]
-    stamps.py check DEVICE JOURNAL [--exact] [--unreadable N] [--promised STEP]
+    stamps.py check DEVICE JOURNAL [--exact] [--unreadable N [--trust]] [--promised STEP]
 
 The writer works in numbered steps. One step is up to DEPTH concurrent writes of 1 to 64 blocks, or one trim, on disjoint random
 ranges; the next step begins when all of it has been acknowledged. Every few steps it flushes (fsync, or one FUA write), and when
@@ -16,7 +16,8 @@ recorded flush; with --exact (no crash of the machine: only the daemon died) not
 
 --unreadable: so many blocks may fail with an I/O error, of which nothing is known then. --promised: of a disk that has lied, no more than this.
 
-After a successful check the journal holds what survived, as the start of the next generation; when a block was unreadable it stays as it is.
+After a successful check the journal holds what survived, as the start of the next generation. When a block was unreadable it stays as it is, and
+nothing may be written before it is checked again; with --trust such blocks are taken for what they should be.
 """
 
 import argparse
@@ -207,9 +208,9 @@ def check(arguments):
     # The writer flushes at least every STEPS_BETWEEN_FLUSHES steps, and may have died before it recorded the last one.
     last_possible = journal.acknowledged + 2 * STEPS_BETWEEN_FLUSHES
     histories = histories_until(journal, last_possible)
-    if unreadable:
-        read = [index for index, found in enumerate(values) if found != UNREADABLE]
-        values, histories = [values[index] for index in read], [histories[index] for index in read]
+    read = [index for index, found in enumerate(values) if found != UNREADABLE]
+    all_values, all_histories = values, histories
+    values, histories = [values[index] for index in read], [histories[index] for index in read]
     moment = common_moment(values, histories, last_possible)
     if moment is None:
         explain_no_moment(values, histories, last_possible)
@@ -218,8 +219,9 @@ def check(arguments):
         fail(f"the state is that of step {moment}, but step {last_needed} was promised: {len(lost)} blocks went back, e.g. {lost[:5]}")
     if unreadable:
         print(f"{unreadable} of {journal.blocks} blocks are unreadable")
-    else:
-        journal.save(journal.first_block, journal.blocks, journal.generation + 1, journal.seed, values)
+    if not unreadable or arguments.trust:
+        base = [value_at(history, moment) if found == UNREADABLE else found for found, history in zip(all_values, all_histories)]
+        journal.save(journal.first_block, journal.blocks, journal.generation + 1, journal.seed, base)
     print(f"generation {journal.generation}: everything up to step {moment}, nothing later; step {last_needed} was promised")
 
 
@@ -308,6 +310,10 @@ def last_at(history, moment):
     return max(step for step, _ in history if step <= moment)
 
 
+def value_at(history, moment):
+    return [written for step, written in history if step <= moment][-1]
+
+
 def explain_no_moment(values, histories, last):
     foreign = [block for block, found in enumerate(values) if not admitted_moments(found, histories[block], last)]
     if foreign:
@@ -342,6 +348,7 @@ def main():
     checker.set_defaults(run=check)
     checker.add_argument("--exact", action="store_true")
     checker.add_argument("--unreadable", type=int, default=0, metavar="N")
+    checker.add_argument("--trust", action="store_true")
     checker.add_argument("--promised", type=float, default=float("inf"), metavar="STEP")
     for verb in (writer, checker):
         verb.add_argument("device")
