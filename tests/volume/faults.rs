@@ -638,7 +638,8 @@ fn a_damaged_segment_header_loses_nothing() {
 /// archive; after a crash the log may go on there.
 #[test]
 fn bad_sectors_in_a_slot_that_is_free_are_nobodys_trouble() {
-    for (closes, archives) in [(true, true), (true, false), (false, true)] {
+    let ends = (0..40).map(|blocks| (true, true, blocks));
+    for (closes, archives, blocks) in ends.chain([(true, false, 1), (false, true, 1)]) {
         let shape = Shape { archive_at: ArchiveAt::Seal, ..SHAPE };
         let (disk, store) = (shape.disk(), store_of(&shape));
         let platform = SimulatedPlatform::new(1, disk.clone());
@@ -651,6 +652,9 @@ fn bad_sectors_in_a_slot_that_is_free_are_nobodys_trouble() {
             .block_on(async move {
                 churn(&user, 6).await;
                 put(&user, 3..4, 42).await;
+                for block in 0..blocks {
+                    put(&user, 4 + block % 8..5 + block % 8, 43).await;
+                }
                 user.synch("a".to_owned(), String::new()).await.unwrap();
                 if closes {
                     user.close().await.unwrap();
@@ -672,11 +676,11 @@ fn bad_sectors_in_a_slot_that_is_free_are_nobodys_trouble() {
             let platform = SimulatedPlatform::new(2, disk.clone());
             match open(&platform, &store).unwrap() {
                 Ok(volume) => {
-                    assert!(closes && !held.contains(&slot), "{slot} of {held:?}");
+                    assert!(closes && !held.contains(&slot), "{slot} of {held:?}, {blocks} blocks");
                     assert_eq!(platform.block_on(async move { get(&volume, 3).await.unwrap() }), Some(42));
                 }
                 Err(error) => {
-                    assert!(!closes || held.contains(&slot), "{slot} of {held:?}: {error}");
+                    assert!(!closes || held.contains(&slot), "{slot} of {held:?}, {blocks} blocks: {error}");
                 }
             }
             platform.halt();
