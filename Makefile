@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing levels replay kills faults campaign canaries fuzz shell build install clean
+.PHONY: help demo test check bench moments points listing damage levels replay kills faults campaign canaries fuzz shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,6 +28,9 @@ moments: ## POINTS=1000 synch points, and as many other moments, each restored a
 
 listing: ## how long an archive of OBJECTS=10000 takes to be listed (1 minute)
 	SALVOL_OBJECTS=$(OBJECTS) cargo test --release --test listing -- --nocapture
+
+damage: ## every byte of a small volume and its store damaged, and what comes of it: docs/testing-damage.md (15 minutes of 2 cores)
+	SALVOL_DAMAGE=all SALVOL_DAMAGE_TABLE=$(CURDIR)/docs/testing-damage.md cargo test --test damage every_damage -- --nocapture
 
 points: POINTS ?= 20
 points: ## POINTS=20 points of PostgreSQL, SQLite and ext4 under load, each judged on the real block device (20 minutes)

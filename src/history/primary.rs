@@ -59,14 +59,14 @@ impl View {
         })
     }
 
-    /// Whether `slot` holds `segment` now. A header that has rotted is stood in for by the first batch.
+    /// Whether `slot` holds `segment` now. A header that has rotted, or is another slot's, is stood in for by the first batch.
     pub(super) fn holds(&self, slot: Slot, segment: SegmentNumber) -> io::Result<bool> {
         let scratch = self.scratch.borrow_mut().take();
         let block = scratch.map_or_else(|| Buffer::new(BLOCK_BYTES), Ok)?;
         let place = self.volume.geometry.slot_place(slot);
         let read = self.bench.fill(place.bytes(), &block);
         let found = match SegmentHeader::parse(block.bytes(), &self.volume) {
-            Ok(header) if read.is_ok() => header.segment,
+            Ok(header) if read.is_ok() && header.slot == slot => header.segment,
             _ => {
                 self.bench.fill(place.plus(1).bytes(), &block)?;
                 let first = BatchHeader::parse(block.bytes(), &self.volume).map(|batch| batch.header);

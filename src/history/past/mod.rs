@@ -165,6 +165,7 @@ impl<P: Platform> Past<P> {
             match self.0.overlay.as_ref().map_or(overlay::Has::Nothing, |overlay| overlay.has(block)) {
                 overlay::Has::Zeros => place().zero(),
                 overlay::Has::Data => written.push((block, to)),
+                overlay::Has::Damaged => return Err(Overlay::damaged(block)),
                 overlay::Has::Nothing => match self.0.scene.index.get(block) {
                     Sited::Zeros => place().zero(),
                     Sited::Lost => return Err(RequestError::Lost { block }),

@@ -6,7 +6,8 @@
 //!
 //! The map is in memory, and in the file as it was at the last flush: data is made durable first, then the map's blocks that changed, then the
 //! answer. So after a crash the file has what a disk would have. A byte of the map never goes back to *nothing*, and each is
-//! valid alone, so a torn block of it is a mixture of before and after. Blocks have no checksums here.
+//! valid alone, so a torn block of it is a mixture of before and after. Blocks have no checksums here; a byte of the map that is
+//! none of them makes its block an error until it is written.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -36,14 +37,17 @@ pub(super) enum Has {
     Nothing = 0,
     Data = 1,
     Zeros = 2,
+    /// Its byte of the map is none that was ever written.
+    Damaged = 3,
 }
 
 impl Has {
     fn of(byte: u8) -> Self {
         match byte {
+            0 => Self::Nothing,
             1 => Self::Data,
             2 => Self::Zeros,
-            _ => Self::Nothing,
+            _ => Self::Damaged,
         }
     }
 }
@@ -108,6 +112,11 @@ impl Overlay {
 
     pub(super) fn has(&self, block: Block) -> Has {
         Has::of(self.map.borrow()[block.0 as usize])
+    }
+
+    /// The error that a block is whose byte of the map is damaged.
+    pub(super) fn damaged(block: Block) -> RequestError {
+        unreadable(block, io::Error::new(io::ErrorKind::InvalidData, "its map is damaged"))
     }
 
     fn set(&self, block: Block, blocks: u32, has: Has) {

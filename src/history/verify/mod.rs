@@ -216,16 +216,36 @@ fn read_objects(
     })
 }
 
-/// Where histories end must be readable: what is older is found through it.
+/// Where histories end must be readable, and known: what is older, or newer, is found through it.
 fn fork_records(source: &Source, survey: &mut Survey<'_>) -> Result<(), HistoryError> {
     let Some(store) = &source.store else { return Ok(()) };
-    for (name, bytes) in store.list()?.into_iter().filter(|(name, _)| ForkRecord::is_name(name)) {
+    let list = store.list()?;
+    let (mut records, mut whole) = (Vec::new(), true);
+    for (name, bytes) in list.iter().filter(|(name, _)| ForkRecord::is_name(name)) {
         (survey.objects, survey.bytes) = (survey.objects + 1, survey.bytes + bytes);
         match ForkRecord::read(store, name.history, source.volume()) {
-            Ok(_) => {}
+            Ok(record) => records.extend(record),
             Err(ArchiveError::Store(error)) => return Err(error.into()),
-            Err(error) => survey.harmless(format!("object {name}"), None, Flaw::new(None, error)),
+            Err(error) => {
+                whole = false;
+                survey.harmless(format!("object {name}"), None, Flaw::new(None, error));
+            }
         }
+    }
+    let mut known = BTreeSet::from([source.volume().history]);
+    while let Some(record) =
+        records.iter().position(|record| known.contains(&record.parent()) || known.contains(&record.successor.history))
+    {
+        let record = records.swap_remove(record);
+        known.extend([record.parent(), record.successor.history]);
+    }
+    let segments = list.iter().map(|(name, _)| name).filter(|name| name.segment.0 > 0);
+    let apart: BTreeSet<_> = segments.map(|name| name.history).filter(|history| !known.contains(history)).collect();
+    // Behind a record that is damaged, and reported, there may be anything.
+    for history in apart.into_iter().filter(|_| whole) {
+        let what =
+            "no fork record leads to this history: the record is missing, and nobody finds what was written in it";
+        survey.alone(format!("history {history}"), Flaw::new(None, what));
     }
     Ok(())
 }

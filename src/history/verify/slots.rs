@@ -34,6 +34,10 @@ pub(super) fn survey(survey: &mut Survey<'_>, view: &View) -> Result<(), History
             survey.flaw(format!("{which} at {at:#x}"), None, Flaw::new(None, what));
         }
     }
+    for segment in missing(view)? {
+        let what = "the end of the log needs this segment and no slot has it: the volume cannot be attached";
+        survey.harmless(place_word(view, None), Some(segment), Flaw::new(None, what));
+    }
     // From the newest: what it says of the archive tells which slots are free to be discarded.
     for (segment, slots) in view.slots.found.iter().rev() {
         for slot in slots {
@@ -65,6 +69,24 @@ fn place_word(view: &View, at: Option<(Slot, u32)>) -> String {
         }
         None => "primary".to_owned(),
     }
+}
+
+/// The segments that opening the volume needs and no slot has. A volume that is in use may have gone on meanwhile.
+fn missing(view: &View) -> Result<Vec<SegmentNumber>, HistoryError> {
+    let of = |view: &View| -> Vec<SegmentNumber> {
+        let Some(tail) = &view.slots.tail else { return Vec::new() };
+        let needed = tail.summary.oldest_needed.0.max(1)..tail.summary.segment.0;
+        needed.map(SegmentNumber).filter(|segment| !view.slots.found.contains_key(segment)).collect()
+    };
+    let mut missing = of(view);
+    for _ in 1..LOOKS {
+        if missing.is_empty() {
+            break;
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+        missing = of(&View::open(&view.path)?);
+    }
+    Ok(missing)
 }
 
 /// The synch points in batches that are whole and lie behind the end of the log.

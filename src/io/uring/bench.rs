@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::rc::Rc;
 
 use super::{OwnRing, Primary, UringDevice, UringPlatform};
 use crate::format::BLOCK_BYTES;
@@ -15,6 +16,19 @@ const RING_ENTRIES: u32 = 64;
 pub struct Bench {
     pub platform: UringPlatform<OwnRing>,
     pub device: UringDevice<OwnRing>,
+    _end: Rc<End>,
+}
+
+/// Ends the platform's own task when the last clone goes: one that is only dropped stays, with the bell's descriptor and its
+/// buffer.
+struct End(UringPlatform<OwnRing>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.shut_down() {
+            log::warn!("letting go of a primary: {error}");
+        }
+    }
 }
 
 impl Bench {
@@ -25,7 +39,8 @@ impl Bench {
     pub fn new(primary: Primary) -> io::Result<Self> {
         let platform = UringPlatform::new(OwnRing::new(RING_ENTRIES)?, 1)?;
         let device = UringDevice::new(platform.clone(), primary);
-        Ok(Self { platform, device })
+        let end = Rc::new(End(platform.clone()));
+        Ok(Self { platform, device, _end: end })
     }
 
     /// Runs `future` to its end.
