@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::Ends;
+use crate::format::BLOCK_BYTES;
 use crate::io::Buffer;
 
 /// What direct I/O is aligned to; a file system that wants more says so, and is read through the cache.
@@ -275,7 +276,7 @@ fn read_dropped(file: &File, file_bytes: u64, range: Range<u64>) -> io::Result<V
 
 /// All of a small file, and not more than `most` bytes of it.
 pub(super) fn read_small(file: &File, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(usize::try_from(most).map_or(BLOCK_BYTES, |most| most.min(2 * BLOCK_BYTES)));
     file.take(most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

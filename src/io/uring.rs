@@ -240,6 +240,30 @@ impl<R: Ring> UringPlatform<R> {
         Ok(())
     }
 
+    /// The same for somebody who cannot wait for ever; false when the kernel has not let go within `limit`. What it may still write to is
+    /// then never given back.
+    ///
+    /// # Errors
+    /// When the ring fails.
+    pub(super) fn shut_down_within(&self, limit: Duration) -> io::Result<bool> {
+        self.0.executor.cancel_all();
+        self.0.bell.write(1).map_err(io::Error::from)?;
+        let started = Instant::now();
+        loop {
+            self.0.ring.enter(0, &mut |user_data, result| {
+                self.complete(user_data, result);
+            })?;
+            if self.0.operations.borrow().in_flight == 0 {
+                return Ok(true);
+            }
+            if started.elapsed() > limit {
+                std::mem::forget(self.clone());
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
     fn arm_bell(&self) {
         if self.0.bell_armed.replace(true) {
             return;

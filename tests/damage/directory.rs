@@ -85,7 +85,11 @@ pub fn table(base: &Base, every: usize) -> Table {
         let file = path.file_name().unwrap().to_str().unwrap().as_bytes().to_vec();
         for at in 0..file.len() {
             let mut other = file.clone();
-            other[at] = if other[at].is_ascii_digit() { b'0' + (other[at] - b'0' + 1) % 10 } else { other[at] ^ 1 };
+            other[at] = match file[at] {
+                digit @ b'0'..=b'9' => b'0' + (digit - b'0' + 1) % 10,
+                b'.' => b'_',
+                letter => letter ^ 1,
+            };
             let other = path.with_file_name(String::from_utf8(other).unwrap());
             if other.exists() || at % every.min(7) != 0 {
                 continue;

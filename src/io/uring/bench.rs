@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::{OwnRing, Primary, UringDevice, UringPlatform};
 use crate::format::BLOCK_BYTES;
@@ -19,14 +20,19 @@ pub struct Bench {
     _end: Rc<End>,
 }
 
+/// How long the kernel is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Ends the platform's own task when the last clone goes: one that is only dropped stays, with the bell's descriptor and its
 /// buffer.
 struct End(UringPlatform<OwnRing>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        if let Err(error) = self.0.shut_down() {
-            log::warn!("letting go of a primary: {error}");
+        match self.0.shut_down_within(PATIENCE) {
+            Ok(true) => {}
+            Ok(false) => log::warn!("letting go of a primary: the kernel still has a buffer of ours, which stays"),
+            Err(error) => log::warn!("letting go of a primary: {error}"),
         }
     }
 }
