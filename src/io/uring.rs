@@ -257,7 +257,7 @@ impl<R: Ring> UringPlatform<R> {
                 return Ok(true);
             }
             if started.elapsed() > limit {
-                std::mem::forget(self.clone());
+                let _stays = Rc::into_raw(Rc::clone(&self.0));
                 return Ok(false);
             }
             std::thread::sleep(Duration::from_micros(50));
