@@ -230,8 +230,7 @@ impl<R: Ring> UringPlatform<R> {
     /// # Errors
     /// When the ring fails.
     pub fn shut_down(&self) -> io::Result<()> {
-        self.0.executor.cancel_all();
-        self.0.bell.write(1).map_err(io::Error::from)?;
+        self.cancel_tasks()?;
         while self.0.operations.borrow().in_flight > 0 {
             self.0.ring.enter(1, &mut |user_data, result| {
                 self.complete(user_data, result);
@@ -246,22 +245,32 @@ impl<R: Ring> UringPlatform<R> {
     /// # Errors
     /// When the ring fails.
     pub(super) fn shut_down_within(&self, limit: Duration) -> io::Result<bool> {
-        self.0.executor.cancel_all();
-        self.0.bell.write(1).map_err(io::Error::from)?;
+        let ended = self.cancel_tasks().and_then(|()| self.lets_go_within(limit));
+        if !matches!(ended, Ok(true)) {
+            let _stays = Rc::into_raw(Rc::clone(&self.0));
+        }
+        ended
+    }
+
+    fn lets_go_within(&self, limit: Duration) -> io::Result<bool> {
         let started = Instant::now();
         loop {
             self.0.ring.enter(0, &mut |user_data, result| {
                 self.complete(user_data, result);
             })?;
-            if self.0.operations.borrow().in_flight == 0 {
-                return Ok(true);
+            match self.0.operations.borrow().in_flight {
+                0 => return Ok(true),
+                _ if started.elapsed() > limit => return Ok(false),
+                _ => std::thread::sleep(Duration::from_micros(50)),
             }
-            if started.elapsed() > limit {
-                let _stays = Rc::into_raw(Rc::clone(&self.0));
-                return Ok(false);
-            }
-            std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Drops every task, and ends the read of the bell that one of them may have left in flight.
+    fn cancel_tasks(&self) -> io::Result<()> {
+        self.0.executor.cancel_all();
+        self.0.bell.write(1)?;
+        Ok(())
     }
 
     fn arm_bell(&self) {

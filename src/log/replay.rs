@@ -164,6 +164,7 @@ pub async fn find_tail<D: Device>(
     }
     let header = unreadable.into_iter().next().map(|(slot, source)| (slot, Hole { at: Offset(0), source }));
     if accept_loss.is_none()
+        && (header.is_some() || tail.hidden.is_some())
         && !ends_as_closed(device, volume, &tail).await
         && let Some((slot, Hole { at, source })) = header.or(tail.hidden.take())
     {
