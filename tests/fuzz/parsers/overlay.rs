@@ -1,5 +1,5 @@
-//! The file of a view's writes. Its header is compared, not read, and every byte of its map is valid; so what can go wrong is that
-//! another file is taken. Input: a mask over the right header in 80 bytes, then the map.
+//! The file of a view's writes. Its header is compared, not read, and each byte of its map stands for itself; so what can go wrong is
+//! that another file is taken, or an unknown byte for a state. Input: a mask over the right header in 80 bytes, then the map.
 
 #[path = "../../../src/history/past/overlay.rs"]
 #[allow(dead_code, reason = "compiled for its header and its map")]
@@ -57,7 +57,8 @@ fn run(data: &[u8]) -> bool {
             let has = match map.get(block as usize) {
                 Some(1) => Has::Data,
                 Some(2) => Has::Zeros,
-                _ => Has::Nothing,
+                None | Some(0) => Has::Nothing,
+                Some(_) => Has::Damaged,
             };
             assert_eq!(overlay.has(Block(block)), has);
         }
