@@ -300,7 +300,9 @@ pub fn ring(bytes: &[u8]) -> Map {
             let (mut from, end) = (long(piece) * BLOCK_BYTES, (long(piece) + count) * BLOCK_BYTES);
             if extent == 0 {
                 let class = if at % 768 == 128 { Class::Meta } else { Class::Padded };
-                map.region(from..from + 160, "record header", class);
+                map.region(from..from + 28, "record header", class);
+                map.region(from + 28..from + 32, "record header, padding", Class::Unused);
+                map.region(from + 32..from + 160, "record header", class);
                 map.region(from + 160..from + BLOCK_BYTES, "record header, padding", Class::Unused);
                 map.unit(from..from + BLOCK_BYTES, "record header");
                 from += BLOCK_BYTES;
