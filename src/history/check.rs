@@ -368,7 +368,10 @@ fn check_working_set(volume: &Superblock, tail: &Tail, summaries: &[Arc<Summary>
             continue;
         }
         if summary.segment < oldest {
-            older.push(summary);
+            // Behind a slot that was used again there may have been a trim of anything.
+            if summary.segment.plus(1 + older.len() as u64) == oldest {
+                older.push(summary);
+            }
             continue;
         }
         while summary.segment < expected {
@@ -399,7 +402,7 @@ fn check_working_set(volume: &Superblock, tail: &Tail, summaries: &[Arc<Summary>
     check_older(&index, &older, report);
 }
 
-/// No entry older than the working set may be the newest of its block.
+/// No entry older than the working set may be the newest of its block. `older` are the segments right before it, newest first.
 fn check_older(index: &PointIndex, older: &[&Arc<Summary>], report: &mut CheckReport) {
     // One bit a block.
     let mut settled = vec![0u64; index.blocks().div_ceil(64) as usize];

@@ -46,6 +46,15 @@ fn one_history() {
     println!("{met}");
 }
 
+/// Seeds that once broke a promise, or were said to.
+#[test]
+fn histories_that_once_failed() {
+    // `check` took a block for live whose trim was in a slot that had been used again.
+    for seed in [20_013_552, 20_024_736] {
+        history::live(seed, &mut Coverage::default());
+    }
+}
+
 /// The same seed twice does the same to the disk and to the store, byte for byte and at the same time.
 #[test]
 fn a_seed_is_a_history() {
