@@ -112,6 +112,8 @@ struct Shared<R> {
     operations: RefCell<Operations>,
     executor: Executor,
     bell: Arc<EventFd>,
+    /// Where the bell's count is read to.
+    bell_count: Buffer,
     bell_armed: Cell<bool>,
     started: Instant,
     archivers: Pool,
@@ -132,7 +134,7 @@ impl<R: Ring> UringPlatform<R> {
     /// that is urgent.
     ///
     /// # Errors
-    /// When the system gives no event descriptor.
+    /// When the system gives no event descriptor, or no memory.
     pub fn new(ring: R, threads: usize) -> io::Result<Self> {
         let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let ringer = Arc::clone(&bell);
@@ -145,6 +147,7 @@ impl<R: Ring> UringPlatform<R> {
             operations: RefCell::default(),
             executor,
             bell,
+            bell_count: Buffer::new(size_of::<u64>())?,
             bell_armed: Cell::new(false),
             started: Instant::now(),
             archivers: Pool::new("archiver", threads, be_background),
@@ -278,11 +281,10 @@ impl<R: Ring> UringPlatform<R> {
             return;
         }
         let platform = Rc::downgrade(&self.0);
-        let bell = Arc::clone(&self.0.bell);
+        let (bell, count) = (Arc::clone(&self.0.bell), self.0.bell_count.clone());
         self.0.executor.spawn(async move {
-            let Ok(count) = Buffer::new(8) else { return };
             while let Some(shared) = platform.upgrade() {
-                let entry = opcode::Read::new(types::Fd(bell.as_raw_fd()), count.as_ptr(), 8).build();
+                let entry = opcode::Read::new(types::Fd(bell.as_raw_fd()), count.as_ptr(), count.len() as u32).build();
                 let read = UringPlatform(shared).operate(entry, Held::Buffer(count.clone()));
                 read.await;
             }
