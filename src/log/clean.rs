@@ -332,19 +332,15 @@ impl State {
         if cleaner.share <= 0.0 && must == 0 {
             return None;
         }
-        let live = |(segment, info): (SegmentNumber, &super::SlotInfo)| {
-            (info.live > 0 && segment <= through && info.life != super::Life::Current).then_some(segment)
-        };
         // The first with live blocks; or again the one just listed, when its groups are read and some were missed.
         let missed = match must {
             0 => !cleaner.has_groups(),
             must => cleaner.reading == 0 && self.ready_blocks(through) < must as usize,
         };
-        let next = self
-            .table
-            .segments()
-            .filter_map(live)
-            .find(|segment| *segment > cleaner.segment || (missed && cleaner.list.is_empty()))?;
+        let again = missed && cleaner.list.is_empty();
+        let first = if again { self.leaving(volume).unwrap_or_default() } else { cleaner.segment.plus(1) };
+        let is_live = |info: &super::SlotInfo| info.live > 0 && info.life != super::Life::Current;
+        let (next, _) = self.table.between(first, through).find(|(_, info)| is_live(info))?;
         Some((next, self.table.slot_of(next)?))
     }
 

@@ -2,7 +2,7 @@
 
 use super::limits::IDLE_RECORD;
 use super::{Keep, Log, LogError, State};
-use crate::format::{Entry, Position};
+use crate::format::{Entry, Position, Slot};
 use crate::io::{Device, Platform};
 
 impl<P: Platform> Log<P> {
@@ -60,7 +60,7 @@ impl<P: Platform> Log<P> {
     }
 
     async fn lead_flush(&self, through: Position) -> Result<(), LogError> {
-        let sealed = self.0.state.borrow().sealed_through(through);
+        let sealed = self.0.state.borrow_mut().sealed_through(through);
         let result = self.0.device.flush().await;
         {
             let mut state = self.0.state.borrow_mut();
@@ -153,10 +153,11 @@ impl State {
     }
 
     /// Sealed segments whose every byte has been written, so that a flush submitted now makes them durable.
-    fn sealed_through(&self, through: Position) -> Vec<crate::format::Slot> {
-        let written = |info: &&super::SlotInfo| info.sealed && !info.durable && info.last_position <= through;
-        let segments = self.table.segments().map(|(_, info)| info).filter(written);
-        segments.filter_map(|info| self.table.slot_of(info.segment)).collect()
+    fn sealed_through(&mut self, through: Position) -> Vec<Slot> {
+        let written = |info: &super::SlotInfo| info.sealed && !info.durable && info.last_position <= through;
+        let found = self.table.volatile().filter(|(_, info)| written(info)).map(|(segment, _)| segment);
+        let found: Vec<_> = found.collect();
+        found.into_iter().filter_map(|segment| self.table.slot_of(segment)).collect()
     }
 
     fn has_volatile_summary(&self) -> bool {

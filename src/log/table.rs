@@ -86,13 +86,16 @@ pub struct Table {
     slots: Vec<SlotInfo>,
     by_segment: BTreeMap<SegmentNumber, Slot>,
     free: VecDeque<Slot>,
+    /// Every segment before it is durable.
+    volatile_from: SegmentNumber,
 }
 
 impl Table {
     /// A table of free slots.
     pub fn new(geometry: Geometry) -> Self {
         let slots = (0..geometry.slots).map(|_| SlotInfo::new(Life::Recycle, SegmentNumber(0), Position(0))).collect();
-        Self { geometry, slots, by_segment: BTreeMap::new(), free: (0..geometry.slots).map(Slot).collect() }
+        let free = (0..geometry.slots).map(Slot).collect();
+        Self { geometry, slots, by_segment: BTreeMap::new(), free, volatile_from: SegmentNumber(0) }
     }
 
     pub fn get(&self, slot: Slot) -> &SlotInfo {
@@ -137,6 +140,25 @@ impl Table {
         self.by_segment.iter().map(|(segment, slot)| (*segment, self.get(*slot)))
     }
 
+    /// Those from `first` to `last`, oldest first.
+    pub fn between(
+        &self,
+        first: SegmentNumber,
+        last: SegmentNumber,
+    ) -> impl Iterator<Item = (SegmentNumber, &SlotInfo)> {
+        let newer = self.by_segment.range(first..).take_while(move |(segment, _)| **segment <= last);
+        newer.map(|(segment, slot)| (*segment, self.get(*slot)))
+    }
+
+    /// Those that are not durable, and some that are, oldest first.
+    pub fn volatile(&mut self) -> impl Iterator<Item = (SegmentNumber, &SlotInfo)> {
+        let mut newer = self.by_segment.range(self.volatile_from..);
+        if let Some((segment, _)) = newer.find(|(_, slot)| !self.get(**slot).durable) {
+            self.volatile_from = *segment;
+        }
+        self.by_segment.range(self.volatile_from..).map(|(segment, slot)| (*segment, self.get(*slot)))
+    }
+
     /// The oldest segment of which every position can be rebuilt from what is on the primary: W segments before it are
     /// there, or all there ever were.
     pub fn restorable_from(&self) -> Option<(SegmentNumber, &SlotInfo)> {
@@ -157,9 +179,10 @@ impl Table {
         self.free.len()
     }
 
-    /// Live entries in segments up to `segment`.
+    /// Live entries in segments up to `segment`: none in those that have left the working set, however many wait there.
     pub fn live_through(&self, segment: SegmentNumber) -> u32 {
-        self.by_segment.range(..=segment).map(|(_, slot)| self.get(*slot).live).sum()
+        let newest_first = self.by_segment.range(..=segment).rev().map(|(_, slot)| self.get(*slot));
+        newest_first.take_while(|info| matches!(info.life, Life::Active | Life::Current)).map(|info| info.live).sum()
     }
 
     /// recycle → current: takes a free slot for a new segment.
