@@ -464,6 +464,23 @@ fn a_running_volume_raises_no_alarm() {
 }
 
 #[test]
+fn a_slot_that_is_let_go_while_everything_is_read_is_no_damage() {
+    let Some(mut rig) = Rig::new(ArchiveAt::Seal, true, 40) else { return };
+    rig.steps(300);
+    rig.settle();
+    let last = rig.segment();
+    let source = Source::open_primary(&rig.primary()).unwrap();
+    let slot = segments_of(&source).into_iter().find(|segment| segment.segment == last).unwrap();
+    // The log goes on while the source is read: the segment is archived, leaves the working set, and half of it is discarded.
+    rig.run_to_segment(last + u64::from(WORKING_SET) + 2);
+    rig.settle();
+    let zeros = vec![0; (SEGMENT_BLOCKS as usize - 1) * BLOCK_BYTES];
+    rig.primary_file().write_all_at(&zeros, place(&slot, 1)).unwrap();
+    let report = run(&source);
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+#[test]
 fn objects_that_no_reader_takes_are_read_and_named() {
     let Some(rig) = volume(ArchiveAt::Seal, 40) else { return };
     let scene = Scene::new(&rig, &archive);

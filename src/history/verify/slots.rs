@@ -144,13 +144,23 @@ fn settled(
         }
         seen = look(&fresh, slot, segment, image)?;
         let tail = fresh.slots.tail.as_ref().map_or(SegmentNumber(0), |tail| tail.summary.oldest_needed);
-        let unneeded = segment < tail && (view.volume.backing == "none" || segment <= archived_through);
-        if unneeded && seen.as_ref().is_some_and(|seen| seen.flaws.iter().any(|flaw| flaw.zeros)) {
+        if segment < tail
+            && seen.as_ref().is_some_and(|seen| seen.flaws.iter().any(|flaw| flaw.zeros))
+            && (view.volume.backing == "none" || segment <= archived_through.max(archive_reaches(&fresh)?))
+        {
             log::info!("segment {segment} in slot {slot} is not needed there, and was discarded");
             return Ok(None);
         }
     }
     Ok(seen)
+}
+
+/// The newest segment that the end of the log says is archived.
+fn archive_reaches(view: &View) -> Result<SegmentNumber, HistoryError> {
+    let Some(tail) = &view.slots.tail else { return Ok(SegmentNumber(0)) };
+    let image = Buffer::new(view.volume.geometry.segment_bytes())?;
+    let seen = look(view, tail.slot, tail.summary.segment, &image)?;
+    Ok(seen.map_or(SegmentNumber(0), |seen| seen.archived_through))
 }
 
 fn look(view: &View, slot: Slot, segment: SegmentNumber, image: &Buffer) -> Result<Option<Seen>, HistoryError> {
