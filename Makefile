@@ -19,8 +19,8 @@ check: ## format, lints and cargo's own tests, no kernel needed
 	cargo clippy --all-targets -- -D warnings
 	cargo test
 
-bench: ## speed and write amplification
-	@scripts/bench
+bench: ## speed beside fio and beside what people would use instead: docs/benchmarks.md (an hour; QUICK=1: 5 minutes, target/bench)
+	@REPORT=$(CURDIR)/$(if $(QUICK),target/bench,docs) scripts/bench
 
 moments: POINTS ?= 1000
 moments: ## POINTS=1000 synch points, and as many other moments, each restored and viewed (15 minutes of processor time)

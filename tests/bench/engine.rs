@@ -1,11 +1,14 @@
-//! The engine in process, without a kernel driver: 4 KiB random overwrites on a real file with O_DIRECT.
+//! The engine in process, without a kernel driver, on a real file with O_DIRECT: one workload, one line of JSON.
 //!
-//! `scripts/bench` runs this beside fio on the same file and puts both in a table; alone:
-//! `cargo bench --bench engine -- --primary FILE --utilisation 0.5 --depth 32`.
+//! `scripts/bench` runs this beside fio on the same file and makes the tables; alone:
+//! `cargo bench --bench engine -- --primary FILE --workload overwrite --utilisation 0.5 --depth 32`.
 //!
 //! The budget of a log on a half-duplex device: 1/X = A(1+h)/B_w + (A−1)/B_r, with the bandwidths measured on the same
 //! file at the workload's own sizes and bytes in flight.
 #![allow(clippy::unwrap_used, reason = "a measurement that fails should say where")]
+
+#[path = "../fuzz/memory.rs"]
+mod memory;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -13,15 +16,38 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use salvol::archive::{DirectoryStore, Store};
 use salvol::format::*;
 use salvol::io::simulated::Dice;
 use salvol::io::{Buffer, Device, OwnRing, Platform, Primary, UringDevice, UringPlatform};
-use salvol::log::Counters;
 use salvol::volume::{OpenOptions, Operation, Request, Volume};
 
 type Machine = UringPlatform<OwnRing>;
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Workload {
+    /// Writes of 4 KiB at random places.
+    Overwrite,
+    /// Writes of 1 MiB, one behind the other, round and round.
+    Sequential,
+    /// Reads of 4 KiB at random places.
+    Read,
+    /// Writes of 4 KiB at random places, each with a flush behind it.
+    Flush,
+}
+
+impl Workload {
+    /// Blocks of a request.
+    fn blocks(self) -> u32 {
+        if self == Self::Sequential { 256 } else { 1 }
+    }
+}
 
 #[derive(Parser, Clone)]
 #[command(args_override_self = true)]
@@ -29,6 +55,8 @@ struct Arguments {
     /// The file to use; made, and written through, when it is missing or too small.
     #[arg(long)]
     primary: PathBuf,
+    #[arg(long, value_enum, default_value_t = Workload::Overwrite)]
+    workload: Workload,
     /// Volume blocks ÷ block places of the working set.
     #[arg(long, default_value_t = 0.5)]
     utilisation: f64,
@@ -43,15 +71,17 @@ struct Arguments {
     /// Seconds to measure.
     #[arg(long, default_value_t = 8)]
     seconds: u64,
+    /// No more than so many requests a second, evenly.
+    #[arg(long)]
+    rate: Option<u32>,
+    /// So many requests instead, and no budget: for callgrind.
+    #[arg(long)]
+    requests: Option<u64>,
     /// Turns of the log before measuring.
     #[arg(long, default_value_t = 2.0)]
     turns: f64,
-    /// `uniform`, or `90/10`: nine writes of ten go to a tenth of the blocks.
-    #[arg(long, default_value = "uniform")]
-    pattern: String,
-    /// Fill once in order, then overwrite one block in a hundred, and report the longest wait.
-    #[arg(long)]
-    cold: bool,
+    #[arg(long, value_enum, default_value_t = Pattern::Uniform)]
+    pattern: Pattern,
     /// Archive to this directory.
     #[arg(long)]
     store: Option<PathBuf>,
@@ -62,21 +92,60 @@ struct Arguments {
     bench: bool,
 }
 
-/// Where the next write goes.
-#[derive(Clone, Copy)]
+/// Where the next request goes.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Pattern {
     Uniform,
+    /// Nine of ten to a tenth of the blocks.
     Skewed,
+    /// The rank-th block of n with a weight of rank to the −0.99, in an order that scatters the popular ones.
+    Zipf,
+    /// One block in a hundred of a volume that was filled once.
     Cold,
 }
 
-impl Pattern {
-    fn block(self, dice: &mut Dice, blocks: u64) -> u64 {
-        match self {
-            Self::Uniform => dice.below(blocks),
-            Self::Skewed if dice.percent(90) => dice.below(blocks / 10),
-            Self::Skewed => blocks / 10 + dice.below(blocks - blocks / 10),
-            Self::Cold => dice.below(blocks / 100),
+/// Draws blocks of a pattern.
+#[derive(Clone)]
+struct Places {
+    pattern: Pattern,
+    blocks: u64,
+    /// Of Zipf's: the sum of all weights, and the constant of its tail.
+    zeta: (f64, f64),
+}
+
+const THETA: f64 = 0.99;
+
+impl Places {
+    fn new(pattern: Pattern, blocks: u64) -> Self {
+        let zeta = |n: u64| (1..=n).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>();
+        let zeta = if pattern == Pattern::Zipf {
+            let all = zeta(blocks);
+            (all, (1.0 - (2.0 / blocks as f64).powf(1.0 - THETA)) / (1.0 - zeta(2) / all))
+        } else {
+            (0.0, 0.0)
+        };
+        Self { pattern, blocks, zeta }
+    }
+
+    fn draw(&self, dice: &mut Dice) -> u64 {
+        let blocks = self.blocks;
+        match self.pattern {
+            Pattern::Uniform => dice.below(blocks),
+            Pattern::Skewed if dice.percent(90) => dice.below(blocks / 10),
+            Pattern::Skewed => blocks / 10 + dice.below(blocks - blocks / 10),
+            Pattern::Cold => dice.below(blocks / 100),
+            Pattern::Zipf => self.popular(dice).wrapping_mul(0x9e37_79b9_7f4a_7c15) % blocks,
+        }
+    }
+
+    /// A rank by Zipf's law, as Gray et al. draw it (Quickly Generating Billion-Record Synthetic Databases, 1994).
+    fn popular(&self, dice: &mut Dice) -> u64 {
+        let (zeta, eta) = self.zeta;
+        let chance = (dice.bits() >> 11) as f64 / (1_u64 << 53) as f64;
+        match chance * zeta {
+            at if at < 1.0 => 0,
+            at if at < 1.0 + 0.5_f64.powf(THETA) => 1,
+            _ => (self.blocks as f64 * (eta * chance - eta + 1.0).powf(1.0 / (1.0 - THETA))) as u64,
         }
     }
 }
@@ -84,44 +153,88 @@ impl Pattern {
 struct Run {
     volume: Volume<Machine>,
     machine: Machine,
-    blocks: u64,
+    places: Places,
+    workload: Cell<Workload>,
+    /// Between the requests of one user.
+    pace: Cell<Duration>,
     stop: Cell<bool>,
-    /// Writes still to do, when counted.
-    budget: Cell<u64>,
+    /// Requests still to do, when counted.
+    left: Cell<u64>,
     done: Cell<u64>,
+    /// Where the next sequential write goes.
+    next: Cell<u64>,
     latencies: std::cell::RefCell<Vec<u32>>,
 }
 
-async fn writer(run: Rc<Run>, mut dice: Dice, pattern: Pattern, left: Rc<Cell<usize>>) {
-    let buffer = Buffer::new(BLOCK_BYTES).unwrap();
+impl Run {
+    fn place(&self, dice: &mut Dice) -> u64 {
+        let blocks = u64::from(self.workload.get().blocks());
+        if blocks == 1 {
+            return self.places.draw(dice);
+        }
+        let at = self.next.get();
+        self.next.set(if at + 2 * blocks > self.places.blocks { 0 } else { at + blocks });
+        at
+    }
+}
+
+/// One user, who waits for each request before the next one.
+async fn user(run: Rc<Run>, mut dice: Dice, left: Rc<Cell<usize>>) {
+    let workload = run.workload.get();
+    let blocks = workload.blocks();
+    let buffer = Buffer::new(blocks as usize * BLOCK_BYTES).unwrap();
     // Half compressible, as a database's pages are.
-    buffer.write(|bytes| bytes[..2048].fill_with(|| dice.bits() as u8));
-    let mut request =
-        Request { operation: Operation::Write { fua: false }, block: Block(0), blocks: 1, buffer: buffer.clone() };
-    while !run.stop.get() && run.budget.get() > 0 {
-        run.budget.set(run.budget.get() - 1);
-        request.block = Block(pattern.block(&mut dice, run.blocks));
-        let stamp = dice.bits().to_le_bytes();
-        buffer.copy_from(0, &stamp);
+    buffer.write(|bytes| bytes.chunks_mut(BLOCK_BYTES).for_each(|block| block[..2048].fill_with(|| dice.bits() as u8)));
+    let operation = if workload == Workload::Read { Operation::Read } else { Operation::Write { fua: false } };
+    let mut request = Request { operation, block: Block(0), blocks, buffer: buffer.clone() };
+    let flush = Request { operation: Operation::Flush, block: Block(0), blocks: 0, buffer: buffer.part(0, 0) };
+    let (begun, mut due) = (Instant::now(), run.pace.get().mul_f64(dice.below(1000) as f64 / 1000.0));
+    while !run.stop.get() && run.left.get() > 0 {
+        run.left.set(run.left.get() - 1);
+        if !run.pace.get().is_zero() {
+            run.machine.sleep(due.saturating_sub(begun.elapsed())).await;
+            due += run.pace.get();
+        }
+        request.block = Block(run.place(&mut dice));
+        if workload != Workload::Read {
+            buffer.copy_from(0, &dice.bits().to_le_bytes());
+        }
         let start = Instant::now();
         run.volume.serve(&request).await.unwrap();
+        if workload == Workload::Flush {
+            run.volume.serve(&flush).await.unwrap();
+        }
         run.latencies.borrow_mut().push(start.elapsed().as_micros().min(u128::from(u32::MAX)) as u32);
         run.done.set(run.done.get() + 1);
     }
     left.set(left.get() - 1);
 }
 
-/// Runs `depth` writers until `seconds` are over or `writes` are done; returns writes a second.
-fn drive(run: &Rc<Run>, depth: usize, pattern: Pattern, seconds: Option<u64>, writes: u64) -> f64 {
+/// What a time has cost.
+struct Driven {
+    seconds: f64,
+    /// Processor time of all threads, user and system, in seconds.
+    cpu: f64,
+    /// Of the owner's thread.
+    allocations: u64,
+}
+
+fn cpu_seconds() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6
+}
+
+/// Runs `depth` users until `seconds` are over or `requests` are done.
+fn drive(run: &Rc<Run>, depth: usize, seconds: Option<u64>, requests: u64) -> Driven {
     run.stop.set(false);
-    run.budget.set(writes);
+    run.left.set(requests);
     run.done.set(0);
     run.latencies.borrow_mut().clear();
     let left = Rc::new(Cell::new(depth));
     for number in 0..depth {
-        run.machine.spawn(writer(Rc::clone(run), Dice::new(number as u64 + 1), pattern, Rc::clone(&left)));
+        run.machine.spawn(user(Rc::clone(run), Dice::new(number as u64 + 1), Rc::clone(&left)));
     }
-    let start = Instant::now();
+    let (start, cpu, allocations) = (Instant::now(), cpu_seconds(), memory::allocations());
     let (timer, waiting) = (Rc::clone(run), Rc::clone(&left));
     if let Some(seconds) = seconds {
         let machine = run.machine.clone();
@@ -138,7 +251,11 @@ fn drive(run: &Rc<Run>, depth: usize, pattern: Pattern, seconds: Option<u64>, wr
             }
         })
         .unwrap();
-    run.done.get() as f64 / start.elapsed().as_secs_f64()
+    Driven {
+        seconds: start.elapsed().as_secs_f64(),
+        cpu: cpu_seconds() - cpu,
+        allocations: memory::allocations() - allocations,
+    }
 }
 
 fn superblock(arguments: &Arguments, primary_blocks: u64, volume_blocks: u64) -> Superblock {
@@ -264,53 +381,111 @@ fn main() {
     let places = f64::from(arguments.working_set) * f64::from(arguments.segment_blocks);
     let volume_blocks = (places * arguments.utilisation) as u64;
     prepare(&arguments.primary, primary_blocks * BLOCK_BYTES as u64);
-    let machine = UringPlatform::new(OwnRing::new(1024).unwrap(), 2).unwrap();
-    let device = UringDevice::new(machine.clone(), Primary::own(&arguments.primary, Duration::ZERO).unwrap());
     let block = superblock(&arguments, primary_blocks, volume_blocks);
     block.geometry.check().unwrap();
     let bytes = Buffer::new(BLOCK_BYTES).unwrap();
     bytes.copy_from(0, &block.encode());
+    let (machine, device) = start(&arguments);
     let (first, copy, at) = (device.clone(), device.clone(), block.geometry.copy_at());
-    let both = bytes.clone();
     machine
         .block_on(async move {
-            first.write(0, both.clone()).await.unwrap();
-            copy.write(at, both).await.unwrap();
+            first.write(0, bytes.clone()).await.unwrap();
+            copy.write(at, bytes).await.unwrap();
         })
         .unwrap();
     let store =
         arguments.store.as_ref().map(|path| Arc::new(DirectoryStore::create(path, &block).unwrap()) as Arc<dyn Store>);
-    let (opener, opened) = (machine.clone(), device.clone());
-    let volume = machine
-        .block_on(async move { Volume::open(opener, opened, store, OpenOptions::default()).await.unwrap() })
-        .unwrap();
+    let volume = open(&machine, &device, store);
     volume.log().set_planning(!arguments.no_planning);
     let run = Rc::new(Run {
         volume: volume.clone(),
         machine: machine.clone(),
-        blocks: volume_blocks,
+        places: Places::new(arguments.pattern, volume_blocks),
+        workload: Cell::new(Workload::Overwrite),
+        pace: Cell::new(Duration::ZERO),
         stop: Cell::new(false),
-        budget: Cell::new(0),
+        left: Cell::new(0),
         done: Cell::new(0),
+        next: Cell::new(0),
         latencies: std::cell::RefCell::default(),
     });
     fill(&run);
-    let pattern = match (arguments.cold, arguments.pattern.as_str()) {
-        (true, _) => Pattern::Cold,
-        (false, "90/10") => Pattern::Skewed,
-        _ => Pattern::Uniform,
-    };
-    if !arguments.cold {
-        drive(&run, arguments.depth, pattern, None, (places * arguments.turns) as u64);
+    if arguments.workload == Workload::Sequential {
+        run.workload.set(Workload::Sequential);
     }
-    let first = volume.log().current_segment();
+    if arguments.pattern != Pattern::Cold {
+        let blocks = u64::from(run.workload.get().blocks());
+        drive(&run, arguments.depth, None, (places * arguments.turns) as u64 / blocks);
+    }
+    run.workload.set(arguments.workload);
+    run.pace.set(
+        arguments.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(arguments.depth as f64 / f64::from(rate))),
+    );
+    let segment = volume.log().current_segment();
     let before = volume.log().counters();
-    let rate = drive(&run, arguments.depth, pattern, Some(arguments.seconds), u64::MAX);
-    let after = volume.log().counters();
-    let segments = volume.log().current_segment().0 - first.0;
-    report(&arguments, &run, &device, rate, before, after, segments);
-    let closing = volume.clone();
-    machine.block_on(async move { closing.close().await.unwrap() }).unwrap();
+    let seconds = arguments.requests.is_none().then_some(arguments.seconds);
+    let driven = drive(&run, arguments.depth, seconds, arguments.requests.unwrap_or(u64::MAX));
+    let counted = Counted {
+        user: (volume.log().counters().user_blocks - before.user_blocks) as f64,
+        copied: (volume.log().counters().copied_blocks - before.copied_blocks) as f64,
+        overhead: (volume.log().counters().overhead_blocks - before.overhead_blocks) as f64,
+        reads: (volume.log().counters().cleaning_reads - before.cleaning_reads) as f64,
+        batches: (volume.log().counters().batches - before.batches) as f64,
+        segments: volume.log().current_segment().0 - segment.0,
+        throttled: volume.log().counters().throttled.as_secs_f64() - before.throttled.as_secs_f64(),
+    };
+    let mut line = run.measured(&arguments, &driven, &counted);
+    drop(run);
+    if arguments.requests.is_none() {
+        merge(&mut line, openings(&arguments, machine, device, volume));
+    }
+    // Last, since it writes all over the log.
+    if arguments.workload == Workload::Overwrite && arguments.requests.is_none() {
+        let rate = line["iops"].as_f64().unwrap();
+        merge(&mut line, counted.budget(&arguments, rate));
+    }
+    println!("{line}");
+}
+
+fn merge(line: &mut serde_json::Value, more: serde_json::Value) {
+    let (Some(line), serde_json::Value::Object(mut more)) = (line.as_object_mut(), more) else { unreachable!() };
+    line.append(&mut more);
+}
+
+/// A machine of its own, with the primary.
+fn start(arguments: &Arguments) -> (Machine, UringDevice<OwnRing>) {
+    let machine = UringPlatform::new(OwnRing::new(1024).unwrap(), 2).unwrap();
+    let device = UringDevice::new(machine.clone(), Primary::own(&arguments.primary, Duration::ZERO).unwrap());
+    (machine, device)
+}
+
+fn open(machine: &Machine, device: &UringDevice<OwnRing>, store: Option<Arc<dyn Store>>) -> Volume<Machine> {
+    let (opener, device) = (machine.clone(), device.clone());
+    let opened = async move { Volume::open(opener, device, store, OpenOptions::default()).await.unwrap() };
+    machine.block_on(opened).unwrap()
+}
+
+/// How long opening takes after the end of everything where it is, and after a clean close.
+fn openings(
+    arguments: &Arguments,
+    machine: Machine,
+    device: UringDevice<OwnRing>,
+    volume: Volume<Machine>,
+) -> serde_json::Value {
+    drop((volume, device));
+    machine.shut_down().unwrap();
+    drop(machine);
+    let mut milliseconds = [0.0; 2];
+    for taken in &mut milliseconds {
+        let (machine, device) = start(arguments);
+        let before = Instant::now();
+        let volume = open(&machine, &device, None);
+        *taken = before.elapsed().as_secs_f64() * 1e3;
+        machine.block_on(async move { volume.close().await.unwrap() }).unwrap();
+        drop(device);
+        machine.shut_down().unwrap();
+    }
+    serde_json::json!({ "open_after_crash_ms": milliseconds[0], "open_after_close_ms": milliseconds[1] })
 }
 
 /// Writes every block once, in order, in requests of 256 KiB.
@@ -321,8 +496,8 @@ fn fill(run: &Rc<Run>) {
             let buffer = Buffer::new(64 * BLOCK_BYTES).unwrap();
             let mut dice = Dice::new(7);
             let mut at = 0;
-            while at < filler.blocks {
-                let count = 64.min(filler.blocks - at) as u32;
+            while at < filler.places.blocks {
+                let count = 64.min(filler.places.blocks - at) as u32;
                 buffer.write(|bytes| {
                     bytes.chunks_mut(64).for_each(|chunk| chunk[..8].copy_from_slice(&dice.bits().to_le_bytes()))
                 });
@@ -340,67 +515,81 @@ fn fill(run: &Rc<Run>) {
         .unwrap();
 }
 
-fn report(
-    arguments: &Arguments,
-    run: &Run,
-    device: &UringDevice<OwnRing>,
-    rate: f64,
-    before: Counters,
-    after: Counters,
+/// What the log counted meanwhile, in blocks.
+struct Counted {
+    user: f64,
+    copied: f64,
+    overhead: f64,
+    reads: f64,
+    batches: f64,
     segments: u64,
-) {
-    let user = (after.user_blocks - before.user_blocks) as f64;
-    let copied = (after.copied_blocks - before.copied_blocks) as f64;
-    let overhead = (after.overhead_blocks - before.overhead_blocks) as f64;
-    let reads = (after.cleaning_reads - before.cleaning_reads) as f64;
-    let batches = (after.batches - before.batches) as f64;
-    let amplification = (user + copied) / user;
-    let header = overhead / (user + copied);
-    // Places of the segments that hold nothing: what a segment has left when it is sealed.
-    let places = (segments * u64::from(arguments.segment_blocks)) as f64;
-    let unused = (places - user - copied - overhead) / (user + copied);
-    let expected = formula(arguments.utilisation, header, header);
-    // The workload's own bytes in flight, as two writes; cleaning reads as long as they were, four groups in flight.
-    let flight = arguments.depth as f64 * amplification * (1.0 + header);
-    let batch = (flight / 2.0).round().max(1.0) as usize * BLOCK_BYTES;
-    let read = (copied / reads.max(1.0)).round().max(1.0) as usize * BLOCK_BYTES;
-    let flight = (copied / reads.max(1.0)).recip() * 32.0 * 4.0;
-    let write_rate = bandwidth(&run.machine, device, batch, 2, true);
-    let read_rate = if copied > 0.0 {
-        bandwidth(&run.machine, device, read, flight.clamp(1.0, 128.0) as usize, false)
-    } else {
-        f64::INFINITY
-    };
-    let cost = amplification * (1.0 + header) / write_rate + (amplification - 1.0) / read_rate;
-    let budget = 1.0 / cost / BLOCK_BYTES as f64;
-    let mut latencies = run.latencies.borrow().clone();
-    latencies.sort_unstable();
-    let line = serde_json::json!({
-        "pattern": if arguments.cold { "cold 1 %" } else { &arguments.pattern },
-        "utilisation": arguments.utilisation,
-        "depth": arguments.depth,
-        "store": arguments.store.is_some(),
-        "planning": !arguments.no_planning,
-        "iops": rate.round(),
-        "budget_iops": budget.round(),
-        "of_budget": rate / budget,
-        "amplification": amplification,
-        "formula": expected,
-        "header_share": header,
-        "unused_share": unused,
-        "batch_bytes": ((user + copied) / batches + 1.0).round() * BLOCK_BYTES as f64,
-        "measured_write_bytes": batch,
-        "write_mb_s": write_rate / 1e6,
-        "cleaning_read_bytes": read,
-        "read_mb_s": if read_rate.is_finite() { read_rate / 1e6 } else { 0.0 },
-        "p50_us": percentile(&latencies, 0.5),
-        "p90_us": percentile(&latencies, 0.9),
-        "p99_us": percentile(&latencies, 0.99),
-        "p9999_us": percentile(&latencies, 0.9999),
-        "max_us": percentile(&latencies, 1.0),
-        "resident_mib": resident_kib() / 1024,
-        "index_mib": run.blocks * 8 / (1 << 20),
-        "throttled_s": after.throttled.as_secs_f64() - before.throttled.as_secs_f64(),
-    });
-    println!("{line}");
+    throttled: f64,
+}
+
+impl Run {
+    fn measured(&self, arguments: &Arguments, driven: &Driven, counted: &Counted) -> serde_json::Value {
+        let mut latencies = self.latencies.borrow().clone();
+        latencies.sort_unstable();
+        let done = self.done.get() as f64;
+        let rate = done / driven.seconds;
+        serde_json::json!({
+            "workload": format!("{:?}", arguments.workload).to_lowercase(),
+            "pattern": format!("{:?}", arguments.pattern).to_lowercase(),
+            "utilisation": arguments.utilisation,
+            "depth": arguments.depth,
+            "rate": arguments.rate,
+            "store": arguments.store.is_some(),
+            "planning": !arguments.no_planning,
+            "iops": rate.round(),
+            "mb_s": rate * f64::from(arguments.workload.blocks()) * BLOCK_BYTES as f64 / 1e6,
+            "p50_us": percentile(&latencies, 0.5),
+            "p90_us": percentile(&latencies, 0.9),
+            "p99_us": percentile(&latencies, 0.99),
+            "p9999_us": percentile(&latencies, 0.9999),
+            "max_us": percentile(&latencies, 1.0),
+            "cpu_us": driven.cpu * 1e6 / done,
+            "allocations": driven.allocations as f64 / done,
+            "resident_mib": resident_kib() / 1024,
+            "index_mib": self.places.blocks * 8 / (1 << 20),
+            "throttled_s": counted.throttled,
+        })
+    }
+}
+
+impl Counted {
+    /// What the disk would allow, see the head of the file.
+    fn budget(&self, arguments: &Arguments, rate: f64) -> serde_json::Value {
+        let (machine, device) = start(arguments);
+        let amplification = (self.user + self.copied) / self.user;
+        let header = self.overhead / (self.user + self.copied);
+        // Places of the segments that hold nothing: what a segment has left when it is sealed.
+        let places = (self.segments * u64::from(arguments.segment_blocks)) as f64;
+        let unused = (places - self.user - self.copied - self.overhead) / (self.user + self.copied);
+        // The workload's own bytes in flight, as two writes; cleaning reads as long as they were, four groups in flight.
+        let flight = arguments.depth as f64 * amplification * (1.0 + header);
+        let batch = (flight / 2.0).round().max(1.0) as usize * BLOCK_BYTES;
+        let read = (self.copied / self.reads.max(1.0)).round().max(1.0) as usize * BLOCK_BYTES;
+        let flight = (self.copied / self.reads.max(1.0)).recip() * 32.0 * 4.0;
+        let write_rate = bandwidth(&machine, &device, batch, 2, true);
+        let read_rate = if self.copied > 0.0 {
+            bandwidth(&machine, &device, read, flight.clamp(1.0, 128.0) as usize, false)
+        } else {
+            f64::INFINITY
+        };
+        let cost = amplification * (1.0 + header) / write_rate + (amplification - 1.0) / read_rate;
+        let budget = 1.0 / cost / BLOCK_BYTES as f64;
+        serde_json::json!({
+            "budget_iops": budget.round(),
+            "of_budget": rate / budget,
+            "amplification": amplification,
+            "formula": formula(arguments.utilisation, header, header),
+            "header_share": header,
+            "unused_share": unused,
+            "batch_bytes": ((self.user + self.copied) / self.batches + 1.0).round() * BLOCK_BYTES as f64,
+            "measured_write_bytes": batch,
+            "write_mb_s": write_rate / 1e6,
+            "cleaning_read_bytes": read,
+            "read_mb_s": if read_rate.is_finite() { read_rate / 1e6 } else { 0.0 },
+        })
+    }
 }

@@ -3,10 +3,11 @@
 # table rows to $OUT.
 set -euo pipefail
 
+mkdir -p "$WORK"
 cd "$WORK"
 store=dir:$WORK/store
-"$SALVOL" create -q --force /dev/ubda --backing "$store" --name bench --working-set "$SEGMENTS" --spare 16 --segment-size 1M >/dev/null
-device=$("$SALVOL" attach /dev/ubda)
+"$SALVOL" create -q --force "$DISK" --backing "$store" --name bench --working-set "$SEGMENTS" --spare 16 --segment-size 1M >/dev/null
+device=$("$SALVOL" attach "$DISK")
 bytes=$(blockdev --getsize64 "$device")
 scribble() { # scribble RW BYTES
   fio --name=scribble --filename="$device" --direct=1 --ioengine=io_uring --rw="$1" --bs=64k --iodepth=16 --size="$bytes" --io_size="$2" \
