@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing damage levels replay kills faults campaign canaries fuzz shell build install clean
+.PHONY: help demo test check bench moments points listing damage levels replay kills races faults campaign canaries fuzz shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +43,10 @@ replay: ## POINTS=5000 flushes of each of four loads replayed from a record, and
 kills: KILLS ?= 2000
 kills: ## KILLS=2000 kills of the daemon under load, and as many in the middle of putting an object (1 hour)
 	@KILLS=$(KILLS) scripts/test daemon-crash archiver-crash
+
+races: RACES ?= 20
+races: ## RACES=20 kills, attaches under openers and rounds of contention in a guest with two processors (30 minutes)
+	@KERNEL=qemu RACES=$(RACES) scripts/test races
 
 faults: ## a primary, and a store, that fail, lie, rot and have bad sectors (15 minutes)
 	@scripts/test bad-disk bad-store

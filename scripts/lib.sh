@@ -83,6 +83,33 @@ want_kernel_build() {
   fi
 }
 
+# The kernel that scripts/qemu boots: a directory with boot/vmlinuz-RELEASE and lib/modules/RELEASE.
+find_qemu_kernel() {
+  if [[ -n ${SALVOL_QEMU_KERNEL:-} ]]; then
+    [[ -d $SALVOL_QEMU_KERNEL/boot ]] || die "SALVOL_QEMU_KERNEL=$SALVOL_QEMU_KERNEL is no directory with boot/ and lib/modules/"
+    printf '%s\n' "$SALVOL_QEMU_KERNEL"
+    return
+  fi
+  compgen -G "$cache/qemu-$kernel_series.*" | sort -V | tail -n 1 | grep .
+}
+
+# ---- Running a guest ----------------------------------------------------------------------------------------------------------
+
+# A directory for this run, locked while it lasts, in $work. Those of runs that were killed before they could remove them go.
+make_work_directory() {
+  local turn lock old
+  mkdir -p "$cache/run"
+  exec {turn}<"$cache/run"
+  flock "$turn"
+  for old in "$cache"/run/guest.*; do
+    [[ ! -d $old ]] || flock --nonblock "$old" rm -rf "$old" || true
+  done
+  work=$(mktemp -d "$cache/run/guest.XXXXXX")
+  exec {lock}<"$work"
+  flock "$lock"
+  exec {turn}<&-
+}
+
 # ---- Saying it, then doing it -------------------------------------------------------------------------------------------------
 
 as_root() {
@@ -147,7 +174,7 @@ install_rust() {
 }
 
 # choose_kernel WHERE: decides between the host's kernel and User-Mode Linux, and says so in `kernel_plan`.
-# WHERE is "native" (the host's, or stop), "uml", or "either" (the host's when it has ublk and we are root).
+# WHERE is "native" (the host's, or stop), "uml", "qemu", or "either" (the host's when it has ublk and we are root).
 choose_kernel() {
   kernel_kind=uml
   local where=$1 found
@@ -158,7 +185,13 @@ choose_kernel() {
   elif [[ $where == either ]] && host_has_ublk && [[ $(id -u) == 0 ]]; then
     kernel_kind=native
   fi
-  if [[ $kernel_kind == native ]]; then
+  if [[ $where == qemu ]]; then
+    kernel_kind=qemu
+    want_command qemu-system-x86_64 qemu-system-x86
+    want_command xz xz-utils
+    kernel_plan="Debian's, in a QEMU guest with two processors: fetched once (107 MB)"
+    ! found=$(find_qemu_kernel) || kernel_plan="$found, in a QEMU guest with two processors"
+  elif [[ $kernel_kind == native ]]; then
     kernel_plan="the one running here, $(uname -r), has ublk"
     warn_about_kernel
   elif found=$(find_uml_kernel); then
@@ -176,8 +209,12 @@ warn_about_kernel() {
   esac
 }
 
-# Leaves the kernel's path in uml_kernel and exports it for scripts/uml.
+# Exports the kernel's path for scripts/uml or scripts/qemu.
 prepare_kernel() {
+  if [[ $kernel_kind == qemu ]]; then
+    SALVOL_QEMU_KERNEL=$("$repository/scripts/qemu-kernel" | tail -n 1)
+    export SALVOL_QEMU_KERNEL
+  fi
   [[ $kernel_kind == uml ]] || return 0
   SALVOL_UML_KERNEL=$(find_uml_kernel) || {
     "$repository/scripts/kernel"

@@ -38,9 +38,9 @@ expect_failure() {
   say "  refused as it should be: $(head -n 1 <<<"$output")"
 }
 
-# wait_until SECONDS COMMAND...: until it succeeds, at most that long.
+# wait_until SECONDS COMMAND...: until it succeeds, at most that long; where everything is slow, $PATIENCE times as long.
 wait_until() {
-  local end=$((SECONDS + $1))
+  local end=$((SECONDS + $1 * ${PATIENCE:-1}))
   shift
   until "$@" >/dev/null 2>&1; do
     ((SECONDS < end)) || return 1
@@ -78,7 +78,7 @@ daemon_pid() { "$SALVOL" list --json | jq -er '.volumes[] | select(.name == "vol
 # SIGKILL to the daemon, and the device taken over. The daemon must really be gone: recover may not meet it half dead.
 kill_daemon_and_recover() {
   kill_daemon
-  timeout 60 "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
+  timeout $((60 * ${PATIENCE:-1})) "$SALVOL" recover vol >/dev/null || fail "recover failed or hung"
 }
 
 kill_daemon() {

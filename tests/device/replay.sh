@@ -18,6 +18,8 @@ set -euo pipefail
 # shellcheck source=tests/device/lib.sh
 source "$(dirname "$0")/lib.sh"
 
+first_disk=$PRIMARY
+
 LOAD=${LOAD:-stamps}
 points=${REPLAY_POINTS:-$(long 50 400)}
 crashes=${REPLAY_CRASHES:-1}
@@ -102,7 +104,7 @@ load_postgres() {
 }
 
 record() {
-  record_disk lower /dev/ubda /dev/ubdb
+  record_disk lower "$PRIMARY" "${PRIMARY%a}b"
   PRIMARY=/dev/mapper/lower
   "$SALVOL" -q create "$PRIMARY" --backing "$1" --name vol --size $volume --utilisation 0.6 --spare 8 --segment-size $segment --force >/dev/null
   attach_volume
@@ -110,7 +112,7 @@ record() {
     mark lower begin
     load_stamps
   else
-    record_disk upper "$device" /dev/ubdc
+    record_disk upper "$device" "${first_disk%a}c"
     [[ $LOAD != fsx ]] || mark_both begin
     mark_both_forever &
     "load_$LOAD"
@@ -133,7 +135,7 @@ record() {
 attach_kept() {
   local disk=0 kept letters=abcdefghijklmnop
   for kept in "$@"; do
-    PRIMARY=/dev/ubd${letters:disk:1}
+    PRIMARY=${first_disk%a}${letters:disk:1}
     attach_volume
     [[ $(sha256sum <"$device") == "$(cat "$kept.sum")  -" ]] || fail "$(basename "$kept"): attach makes something else of it than restore does"
     detach_volume
@@ -207,7 +209,7 @@ main() {
     attach_kept "${@:2}"
     return
   fi
-  [[ $KERNEL_KIND == uml ]] || skip "the records are made in guests"
+  [[ $KERNEL_KIND != native ]] || skip "the records are made in guests"
   disks=$(mktemp -d "$(memory_directory)/salvol-replay.XXXXXX")
   trap '[[ -n ${SALVOL_TEST_KEEP:-} ]] || rm -rf "$disks"' EXIT
   judged=0 attached=0
