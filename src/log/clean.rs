@@ -8,7 +8,9 @@ use std::collections::{HashMap, VecDeque};
 
 use futures_util::future::join_all;
 
-use super::limits::{COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, INDEX_PIECE};
+use super::limits::{
+    ARCHIVE_RETRY, COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, COPY_READ_TRIES, INDEX_PIECE, READ_TRIES,
+};
 use super::{Log, Promise, State, scan};
 use crate::format::{
     BATCH_ENTRIES_MAX, BLOCK_BYTES, Block, Entry, Place, SegmentNumber, Slot, Summary, Superblock, block_crc,
@@ -269,10 +271,38 @@ impl<P: Platform> Log<P> {
         group
     }
 
-    /// Reads one block that could not be read with its neighbours; from the archive, when the primary has lost it.
+    /// Reads one block that could not be read with its neighbours; from the archive, when the primary has lost it. What is in
+    /// neither is read again while that may help: a block that is given up here is lost for good.
     async fn read_alone(&self, block: Block, place: Place, crc: u32, into: &Buffer) -> bool {
-        let again = self.0.device.read(place.bytes(), into.clone()).await;
-        (again.is_ok() && block_crc(into.bytes()) == crc) || self.repair(block, place, crc, into).await
+        let mut before = match self.read_once(place, into).await {
+            Some(found) if found == crc => return true,
+            found => found,
+        };
+        if self.repair(block, place, crc, into).await {
+            return true;
+        }
+        let mut failed = u32::from(before.is_none());
+        for _ in 0..COPY_READ_TRIES {
+            if before.is_none() {
+                self.0.platform.sleep(ARCHIVE_RETRY.0 * failed).await;
+            }
+            match self.read_once(place, into).await {
+                Some(found) if found == crc => return true,
+                // Rot reads the same each time.
+                Some(found) if before == Some(found) => return false,
+                found => before = found,
+            }
+            failed += u32::from(before.is_none());
+            if failed >= READ_TRIES || self.0.state.borrow().ended() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// The checksum of what is read at `place`, if it can be.
+    async fn read_once(&self, place: Place, into: &Buffer) -> Option<u32> {
+        self.0.device.read(place.bytes(), into.clone()).await.ok().map(|()| block_crc(into.bytes()))
     }
 
     /// Puts groups into the open batch when they are due.

@@ -29,6 +29,8 @@ pub const IDLE_RECORD: Duration = Duration::from_millis(500);
 pub const ARCHIVE_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Readings of a segment of which something is damaged, before it is archived like that.
 pub const READ_TRIES: u32 = 4;
+/// Readings of a block that the cleaner found wrong, as long as each is wrong in another way.
+pub const COPY_READ_TRIES: u32 = 16;
 /// How long a store is waited for that is asked what it has: one that hangs must keep neither an opening nor slots.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Parts of the open segment in the store, before one more stands for all of them.

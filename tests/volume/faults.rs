@@ -406,6 +406,31 @@ fn a_lost_block_is_one_and_stays_lost() {
         .unwrap();
 }
 
+/// Rule 12: what is read wrong for a moment, or again and again, as long as it is there, is not given up by the cleaner.
+#[test]
+fn blocks_that_are_read_wrong_for_a_while_are_not_lost() {
+    let wrongs = [Faults { read_flips: 3000, ..Faults::default() }, Faults { read_errors: 500, ..Faults::default() }];
+    for (seed, faults) in (0..20).flat_map(|seed| wrongs.map(|faults| (seed, faults))) {
+        let shape = Shape { backing: false, slots: 12, ..SHAPE };
+        let disk = shape.disk();
+        let platform = SimulatedPlatform::new(seed, disk.clone());
+        let volume = open(&platform, &None).unwrap().unwrap();
+        let (user, sick) = (volume.clone(), disk.clone());
+        platform
+            .block_on(async move {
+                put(&user, 0..32, 7).await;
+                sick.set_faults(faults);
+                churn(&user, 24).await;
+                sick.set_faults(Faults::default());
+                for block in 0..32 {
+                    assert_eq!(get(&user, block).await.unwrap(), 7, "block {block}, seed {seed}, {faults:?}");
+                }
+            })
+            .unwrap();
+        platform.halt();
+    }
+}
+
 /// An active segment that is on the primary only, and its slot.
 fn unheld(volume: &SimVolume) -> (SegmentNumber, Slot) {
     volume.log().look(|_, table| {
