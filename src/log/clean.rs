@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use futures_util::future::join_all;
 
 use super::limits::{
-    ARCHIVE_RETRY, COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, COPY_READ_TRIES, INDEX_PIECE, READ_TRIES,
+    COPY_GAP_BLOCKS, COPY_GROUP_BLOCKS, COPY_GROUPS_AHEAD, COPY_READ_PAUSE, COPY_READ_TRIES, INDEX_PIECE, READ_TRIES,
 };
 use super::{Log, Promise, State, scan};
 use crate::format::{
@@ -284,7 +284,7 @@ impl<P: Platform> Log<P> {
         let mut failed = u32::from(before.is_none());
         for _ in 0..COPY_READ_TRIES {
             if before.is_none() {
-                self.0.platform.sleep(ARCHIVE_RETRY.0 * failed).await;
+                self.0.platform.sleep(COPY_READ_PAUSE * failed).await;
             }
             match self.read_once(place, into).await {
                 Some(found) if found == crc => return true,

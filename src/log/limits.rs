@@ -31,6 +31,8 @@ pub const ARCHIVE_RETRY: (Duration, Duration) = (Duration::from_millis(200), Dur
 pub const READ_TRIES: u32 = 4;
 /// Readings of a block that the cleaner found wrong, as long as each is wrong in another way.
 pub const COPY_READ_TRIES: u32 = 16;
+/// Before a block that could not be read is read once more, and so much longer each time. Writers may wait for it, and for each of many.
+pub const COPY_READ_PAUSE: Duration = Duration::from_millis(5);
 /// How long a store is waited for that is asked what it has: one that hangs must keep neither an opening nor slots.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Parts of the open segment in the store, before one more stands for all of them.
