@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing damage levels replay kills races faults campaign canaries fuzz shell build install clean
+.PHONY: help demo test check bench moments points listing damage levels replay kills races faults campaign canaries coverage mutants fuzz shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,6 +56,13 @@ levels: ## what each level of compression costs, and what it gives (1 minute)
 
 canaries: ## known bugs, one at a time in a copy, which the simulator must find (20 minutes)
 	@scripts/canaries
+
+coverage: ## lines and branches of format, log, archive and history that cargo's tests never run, by file (15 minutes)
+	@scripts/coverage
+
+mutants: SHARD ?= 0/100
+mutants: ## SHARD=0/100, a hundredth of all small changes to them, of which each should fail a test (1 hour)
+	@SHARD=$(SHARD) scripts/mutants
 
 campaign: ## HOURS=1 of known bugs, crash states, histories with new seeds, failures and fuzzing, with a report
 	@HOURS=$(HOURS) scripts/campaign

@@ -4,6 +4,11 @@
 //! the difference.
 #![allow(clippy::unwrap_used, reason = "a panic is the failure")]
 
+#[path = "golden/limits.rs"]
+mod limits;
+#[path = "golden/walk.rs"]
+mod walk;
+
 use salvol::archive::{ForkRecord, PinRecord};
 use salvol::format::*;
 

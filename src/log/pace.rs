@@ -194,6 +194,8 @@ mod tests {
             assert_eq!(ladder.packing(Compression::Zstd(-4), haste), Packing::Zstd(-4));
             assert_eq!(ladder.packing(Compression::None, haste), Packing::Raw);
         }
+        let at_once = [Compression::Zstd(-4), Compression::None, Compression::Auto].map(at_once);
+        assert_eq!(at_once, [Packing::Zstd(-4), Packing::Raw, Packing::Zstd(1)]);
     }
 
     #[test]
