@@ -28,7 +28,7 @@ start_rublk-loop() {
 stop_rublk-loop() { "$RUBLK" del -a >/dev/null; }
 
 start_rublk-null() {
-  "$RUBLK" add null -s 1G -d 128 >/dev/null
+  "$RUBLK" add null -d 128 >/dev/null
   place=$(compgen -G '/dev/ublkb*')
 }
 stop_rublk-null() { "$RUBLK" del -a >/dev/null; }
@@ -39,16 +39,19 @@ stop_loop() { losetup -d "$place"; }
 start_raw() { place=$DISK; }
 stop_raw() { :; }
 
+# There is no udev in a guest.
+dm_create() { dmsetup create --noudevsync --verifyudev "$@"; }
+
 # Metadata in the first 64 MiB, data behind it.
 start_thin() {
   local sectors
   sectors=$(blockdev --getsz "$DISK")
   dd if=/dev/zero of="$DISK" bs=1M count=1 oflag=direct status=none
-  dmsetup create thin-meta --table "0 131072 linear $DISK 0"
-  dmsetup create thin-data --table "0 $((sectors - 131072)) linear $DISK 131072"
-  dmsetup create thin-pool --table "0 $((sectors - 131072)) thin-pool /dev/mapper/thin-meta /dev/mapper/thin-data 128 0 1 skip_block_zeroing"
+  dm_create thin-meta --table "0 131072 linear $DISK 0"
+  dm_create thin-data --table "0 $((sectors - 131072)) linear $DISK 131072"
+  dm_create thin-pool --table "0 $((sectors - 131072)) thin-pool /dev/mapper/thin-meta /dev/mapper/thin-data 128 0 1 skip_block_zeroing"
   dmsetup message thin-pool 0 "create_thin 0"
-  dmsetup create thin --table "0 2097152 thin /dev/mapper/thin-pool 0"
+  dm_create thin --table "0 2097152 thin /dev/mapper/thin-pool 0"
   place=/dev/mapper/thin
 }
 stop_thin() { for name in thin thin-pool thin-data thin-meta; do dmsetup remove --retry $name; done; }
