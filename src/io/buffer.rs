@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// From this size on an arena is a mapping of its own, of huge pages where there are any. Smaller ones are the allocator's, which
+/// From this size on an arena is a mapping of its own, and a buffer asks for huge pages. Smaller ones are the allocator's, which
 /// hands the same pages out again: mapping and unmapping them was half of the time of opening a small volume.
 const MAPPED_BYTES: usize = 2 << 20;
 /// The alignment that O_DIRECT wants of any disk.
@@ -49,16 +49,21 @@ impl Arena {
         Ok(Self { start, layout })
     }
 
-    /// A mapping, with huge pages if the kernel likes: it pins a buffer page by page for each transfer, which with small ones was
-    /// a tenth of the owner's time.
     fn mapped(layout: Layout) -> std::io::Result<Self> {
         let length = NonZeroUsize::new(layout.size()).ok_or(std::io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a new anonymous mapping at an address the kernel chooses touches no memory of ours.
         let start = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
-        // SAFETY: the advice changes no content, and the range is our mapping.
-        let _ = unsafe { madvise(start, layout.size(), MmapAdvise::MADV_HUGEPAGE) };
         Ok(Self { start: start.cast(), layout })
+    }
+
+    /// Asks for huge pages, where it is a mapping: the kernel pins a buffer page by page for each transfer, which with small ones was
+    /// a tenth of the owner's time. Best effort.
+    fn prefer_huge_pages(&self) {
+        if self.layout.size() >= MAPPED_BYTES {
+            // SAFETY: the advice changes no content, and the range is our mapping.
+            let _ = unsafe { madvise(self.start.cast(), self.layout.size(), MmapAdvise::MADV_HUGEPAGE) };
+        }
     }
 
     /// Where the memory is.
@@ -94,7 +99,9 @@ impl Buffer {
     /// # Errors
     /// When the system gives no memory.
     pub fn new(bytes: usize) -> std::io::Result<Self> {
-        Ok(Self { arena: Arc::new(Arena::new(bytes)?), from: 0, bytes })
+        let arena = Arena::new(bytes)?;
+        arena.prefer_huge_pages();
+        Ok(Self { arena: Arc::new(arena), from: 0, bytes })
     }
 
     /// The part of the buffer from byte `from`, `bytes` long.
