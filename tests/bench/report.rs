@@ -47,11 +47,21 @@ fn number(line: &Value, name: &str) -> f64 {
     line[name].as_f64().unwrap_or(f64::NAN)
 }
 
-/// The median of `of` over the rounds.
-fn median(rounds: &Rounds, of: impl Fn(&Value) -> f64) -> f64 {
-    let mut all: Vec<f64> = rounds.iter().map(|line| of(line)).filter(|value| value.is_finite()).collect();
+/// The median of what is a number.
+fn middle(values: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     all.sort_by(f64::total_cmp);
     all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The median of `of` over the rounds.
+fn median(rounds: &Rounds, of: impl Fn(&Value) -> f64) -> f64 {
+    middle(rounds.iter().map(|line| of(line)))
+}
+
+/// The median ratio of what was measured in the same round.
+fn paired(ours: &Rounds, theirs: &Rounds, name: &str) -> f64 {
+    middle(ours.iter().zip(theirs).map(|(ours, theirs)| number(ours, name) / number(theirs, name)))
 }
 
 fn field(rounds: &Rounds, name: &str) -> f64 {
@@ -247,14 +257,8 @@ impl Report {
             let name = if store { "on" } else { "off" };
             writeln!(out, "| {name} | {:.0} | {} |", field(&rounds, "iops"), waits.join(" / ")).unwrap();
         }
-        let both = |at: usize, name: &str| {
-            let [off, on] = [false, true].map(|store| self.of("latency", &[("store", store.into())]));
-            number(on[at], name) / number(off[at], name)
-        };
-        let pairs = self.of("latency", &[("store", true.into())]).len();
-        let mut ratios: Vec<f64> = (0..pairs).map(|at| both(at, "p99_us")).collect();
-        ratios.sort_by(f64::total_cmp);
-        writeln!(out, "\np99 on against off, pair by pair: {:.2} (median).", ratios[ratios.len() / 2]).unwrap();
+        let [off, on] = [false, true].map(|store| self.of("latency", &[("store", store.into())]));
+        writeln!(out, "\np99 on against off, pair by pair: {:.2} (median).", paired(&on, &off, "p99_us")).unwrap();
     }
 
     fn amplification(&self, out: &mut String) {
@@ -367,15 +371,9 @@ impl Report {
                 let rounds = rounds(target, workload);
                 if rounds.is_empty() { "–".to_owned() } else { format!("{:.0}", field(&rounds, "iops")) }
             };
-            let ratio = |workload: &str| {
-                let (ours, theirs) = (rounds(&salvol, workload), rounds(target, workload));
-                let mut pairs: Vec<f64> = ours
-                    .iter()
-                    .zip(&theirs)
-                    .map(|(ours, theirs)| number(ours, "iops") / number(theirs, "iops"))
-                    .collect();
-                pairs.sort_by(f64::total_cmp);
-                pairs.get(pairs.len() / 2).map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))
+            let ratio = |workload: &str| match paired(&rounds(&salvol, workload), &rounds(target, workload), "iops") {
+                ratio if ratio.is_nan() => "–".to_owned(),
+                ratio => format!("{ratio:.2}"),
             };
             let ratios = ["write", "read", "flush"].map(ratio).join(", ");
             let cpu = field(&rounds(target, "write"), "cpu_us");
@@ -412,10 +410,7 @@ impl Report {
         let ours = self.of("pgbench", &[("target", "salvol".into())]);
         for target in targets {
             let rounds = self.of("pgbench", &[("target", target.clone())]);
-            let mut pairs: Vec<f64> =
-                ours.iter().zip(&rounds).map(|(ours, theirs)| number(ours, "tps") / number(theirs, "tps")).collect();
-            pairs.sort_by(f64::total_cmp);
-            let ratio = pairs.get(pairs.len() / 2).copied().unwrap_or(f64::NAN);
+            let ratio = paired(&ours, &rounds, "tps");
             writeln!(out, "| {} | {:.0} | {ratio:.2} |", target.as_str().unwrap(), field(&rounds, "tps")).unwrap();
         }
     }
