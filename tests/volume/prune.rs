@@ -605,13 +605,14 @@ fn a_ring_expires_around_what_is_pinned() {
     while rig.segment() < first + 120 {
         add_points(&mut rig, 10);
     }
-    rig.settle();
+    rig.settle_points();
     let left = segments(&**rig.served.as_ref().unwrap());
     assert!(left.windows(2).any(|pair| pair[1] > pair[0] + 1) && left[0] < 10, "{left:?}");
     let last = rig.points.len() - 1;
     for source in &sources(&rig) {
         assert_eq!(pinned(source), [mark.point]);
-        assert!(there(&rig, source).is_superset(&BTreeSet::from([6, last])));
+        let (there, wanted) = (there(&rig, source), BTreeSet::from([6, last]));
+        assert!(there.is_superset(&wanted), "{there:?} are there, not all of {wanted:?}, of {left:?}");
         clean(source);
     }
     // Pruned and unpinned by whoever has the store.

@@ -15,7 +15,7 @@ use salvol::format::{
 use salvol::history::{Moment, Past, Scene, Source, Writable};
 use salvol::io::{Buffer, OwnRing, Primary, PrimaryError, UringDevice, UringPlatform};
 use salvol::volume::{
-    Aim, OpenError, OpenOptions as VolumeOptions, Operation, Point, Request, RolledBack, Serve, Volume,
+    Aim, OpenError, OpenOptions as VolumeOptions, Operation, Point, Request, RolledBack, Serve, Status, Volume,
 };
 
 pub type Engine = Volume<UringPlatform<OwnRing>>;
@@ -312,9 +312,18 @@ impl Rig {
 
     /// Lets the archiver finish what it may.
     pub fn settle(&mut self) {
+        self.wait(|status| status.archive.queue == 0);
+    }
+
+    /// Lets the archiver go on until the store alone has the newest point. With `ArchiveAt::Seal` only: in parts.
+    pub fn settle_points(&mut self) {
+        let newest = self.points.last().map_or(0, |(point, _)| point.point);
+        self.wait(|status| status.archive.queue == 0 && status.archive.position >= newest);
+    }
+
+    fn wait(&self, settled: impl Fn(&Status) -> bool) {
         for _ in 0..500 {
-            let status = self.engine().status();
-            if status.archive.queue == 0 {
+            if settled(&self.engine().status()) {
                 return;
             }
             self.idle();
