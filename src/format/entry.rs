@@ -36,10 +36,20 @@ pub enum EntryKind {
 
 impl EntryKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use EntryKind::*;
-        [Write, Copy, Trim, Zero, Lost, Synch, Open, Close, RollbackBegin, RollbackCommit, Noop]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        Some(match byte {
+            1 => Self::Write,
+            2 => Self::Copy,
+            3 => Self::Trim,
+            4 => Self::Zero,
+            5 => Self::Lost,
+            6 => Self::Synch,
+            7 => Self::Open,
+            8 => Self::Close,
+            9 => Self::RollbackBegin,
+            10 => Self::RollbackCommit,
+            11 => Self::Noop,
+            _ => return None,
+        })
     }
 
     /// Whether a data block of the batch belongs to the entry.

@@ -15,7 +15,10 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::limits::MISSING_LEAVE;
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::limits::{MISSING_LEAVE, READS_IN_FLIGHT};
 use super::scan::{self, Found, Headers, Hole, ScanError};
 use super::{
     ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, Rollback, State, Table,
@@ -567,22 +570,29 @@ async fn rebuild<D: Device>(
         last_time_ns: wall_ns,
     };
     adopt_old(&mut rebuilt.table, &tail, archived);
-    let mut before: Option<Summary> = None;
-    for found in tail.needed()? {
+    let needed = tail.needed()?;
+    let summaries = needed.iter().map(async |found| {
         let segment = found.header.segment;
         let held = tail.unsealed.iter().find(|(slot, _)| *slot == found.slot).map(|(_, summary)| summary.clone());
         let summary = match held {
-            Some(summary) => summary,
+            Some(summary) => Ok(summary),
             None => scan::summary(device, volume, found.slot, segment).await.map_err(|error| {
                 log::error!("{error}");
                 ReplayError::Segment { segment }
-            })?,
+            }),
         };
+        (*found, summary)
+    });
+    let mut summaries = stream::iter(summaries).buffered(READS_IN_FLIGHT);
+    let mut before: Option<Summary> = None;
+    while let Some((found, summary)) = summaries.next().await {
+        let summary = summary?;
         linked(before.as_ref(), &summary)?;
-        adopt(&mut rebuilt.table, found, &summary, archived.has(segment, true));
+        adopt(&mut rebuilt.table, found, &summary, archived.has(found.header.segment, true));
         rebuilt.apply(&summary, &volume.geometry, found.slot)?;
         before = Some(summary);
     }
+    drop(summaries);
     linked(before.as_ref(), &tail.walk.summary)?;
     let head = continue_head(volume, &mut rebuilt, &tail, wall_ns, archived)?;
     adopt_missing(device, volume, &mut rebuilt.table, &tail, archived).await;

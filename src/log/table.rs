@@ -195,9 +195,11 @@ impl Table {
         slot
     }
 
-    /// Enters a segment that was found on the primary.
+    /// Enters a segment that was found on the primary. Before any slot is recycled: the free ones are in order till then.
     pub fn adopt(&mut self, slot: Slot, segment: SegmentNumber, life: Life, first_position: Position) {
-        self.free.retain(|free| *free != slot);
+        if let Ok(at) = self.free.binary_search(&slot) {
+            self.free.remove(at);
+        }
         self.put(slot, segment, life, first_position);
     }
 

@@ -64,6 +64,18 @@ fn paired(ours: &Rounds, theirs: &Rounds, name: &str) -> f64 {
     middle(ours.iter().zip(theirs).map(|(ours, theirs)| number(ours, name) / number(theirs, name)))
 }
 
+/// The least and the largest of those ratios.
+fn pairs_spread(ours: &Rounds, theirs: &Rounds, name: &str) -> String {
+    let ratios: Vec<Value> =
+        ours.iter().zip(theirs).map(|(ours, theirs)| (number(ours, name) / number(theirs, name)).into()).collect();
+    spread(&ratios.iter().collect(), |ratio| ratio.as_f64().unwrap_or(f64::NAN))
+}
+
+/// A rate, or that there is none.
+fn shown(rate: f64) -> String {
+    if rate.is_nan() { "–".to_owned() } else { format!("{rate:.0}") }
+}
+
 fn field(rounds: &Rounds, name: &str) -> f64 {
     median(rounds, |line| number(line, name))
 }
@@ -348,70 +360,82 @@ impl Report {
     }
 
     fn device(&self, out: &mut String, directory: &Path) {
-        let targets = self.values("device", "target");
-        if targets.is_empty() {
+        let rivals = self.values("device", "rival");
+        if rivals.is_empty() {
             return;
         }
         writeln!(
             out,
-            "\n## Through the device, beside what people would use instead\n\nAll on the same disk, a file of the host behind {}, under one kernel, in turns; \
-             1 GiB, written once before; archiver off. Writes and reads of 4 KiB at depth 32; *flush* is a 4 KiB write with a flush behind \
-             it, one writer. On NILFS2 direct writes go to the page cache, and fio's time ends before they are on the disk. CPU is the guest's, all of it.\n\n\
-             | | write IOPS | read IOPS | flush IOPS | salvol's write, read, flush as a ratio | CPU µs for a write |\n|---|---:|---:|---:|---|---:|",
-            self.of("machine", &[])[0]["guest"].as_str().unwrap_or("a guest")
+            "\n## Through the device, beside what people would use instead\n\nsalvol on one disk and each rival on another, both files of the host behind {}, \
+             under one kernel, loaded in turns of a few seconds: {} each, and the median of the ratios of neighbours counts. 1 GiB, written once before; archiver \
+             off. Writes and reads of 4 KiB at depth 32; *flush* is a 4 KiB write with a flush behind it, one writer. On NILFS2 direct writes go to the \
+             page cache, and fio's time ends before they are on the disk. CPU is the guest's, all of it.\n\n\
+             | | its write / read / flush IOPS | salvol's | salvol's, as a ratio (turns) | CPU µs for a write: it, salvol |\n|---|---|---|---|---|",
+            self.of("machine", &[])[0]["guest"].as_str().unwrap_or("a guest"),
+            self.values("device", "round").len(),
         )
         .unwrap();
-        let rounds = |target: &Value, workload: &str| {
-            self.of("device", &[("target", target.clone()), ("workload", workload.into())])
-        };
-        let salvol = Value::from("salvol");
         let mut bars = Vec::new();
-        for target in &targets {
-            let show = |workload: &str| {
-                let rounds = rounds(target, workload);
-                if rounds.is_empty() { "–".to_owned() } else { format!("{:.0}", field(&rounds, "iops")) }
+        for rival in &rivals {
+            let turns = |target: &Value, workload: &str| {
+                self.of(
+                    "device",
+                    &[("rival", rival.clone()), ("target", target.clone()), ("workload", workload.into())],
+                )
             };
-            let ratio = |workload: &str| match paired(&rounds(&salvol, workload), &rounds(target, workload), "iops") {
-                ratio if ratio.is_nan() => "–".to_owned(),
-                ratio => format!("{ratio:.2}"),
-            };
-            let ratios = ["write", "read", "flush"].map(ratio).join(", ");
-            let cpu = field(&rounds(target, "write"), "cpu_us");
-            let name = target.as_str().unwrap();
+            let (name, salvol) = (rival.as_str().unwrap(), Value::from("salvol"));
+            let rates =
+                |target: &Value| ["write", "read", "flush"].map(|workload| field(&turns(target, workload), "iops"));
+            let show = |rates: [f64; 3]| rates.map(shown).join(" / ");
+            let ratios = ["write", "read", "flush"].map(|workload| {
+                let (ours, its) = (turns(&salvol, workload), turns(rival, workload));
+                if its.is_empty() {
+                    return "–".to_owned();
+                }
+                format!("**{:.2}** ({})", paired(&ours, &its, "iops"), pairs_spread(&ours, &its, "iops"))
+            });
+            let cpu = |target: &Value| field(&turns(target, "write"), "cpu_us");
             writeln!(
                 out,
-                "| {name} | {} | {} | {} | {ratios} | {cpu:.0} |",
-                show("write"),
-                show("read"),
-                show("flush")
+                "| {name} | {} | {} | {} | {:.0}, {:.0} |",
+                show(rates(rival)),
+                show(rates(&salvol)),
+                ratios.join(", "),
+                cpu(rival),
+                cpu(&salvol)
             )
             .unwrap();
-            bars.push((
-                name.to_owned(),
-                field(&rounds(target, "write"), "iops"),
-                field(&rounds(target, "read"), "iops"),
-            ));
+            let ratio = |workload: &str| paired(&turns(rival, workload), &turns(&salvol, workload), "iops");
+            bars.push((name.to_owned(), ratio("write"), ratio("read")));
         }
         bars_beside(&directory.join("benchmarks-device.svg"), &bars);
-        writeln!(out, "\n![peers side by side](benchmarks-device.svg)").unwrap();
+        writeln!(out, "\n![rivals, as a ratio to salvol](benchmarks-device.svg)").unwrap();
     }
 
     fn pgbench(&self, out: &mut String) {
-        let targets = self.values("pgbench", "target");
-        if targets.is_empty() {
+        let rivals = self.values("pgbench", "rival");
+        if rivals.is_empty() {
             return;
         }
         writeln!(
             out,
-            "\n## PostgreSQL\n\npgbench, scale 20, eight clients, ext4 on each, with checksums. On salvol a synch point, and on dm-thin a snapshot, every 5 s.\n\n\
-             | | transactions/s | salvol's ratio |\n|---|---:|---:|"
+            "\n## PostgreSQL\n\npgbench, scale 20, eight clients, ext4 on each, in turns as above. On salvol a synch point, and on dm-thin a snapshot, every 5 s.\n\n\
+             | | its transactions/s | salvol's | as a ratio (turns) |\n|---|---:|---:|---|"
         )
         .unwrap();
-        let ours = self.of("pgbench", &[("target", "salvol".into())]);
-        for target in targets {
-            let rounds = self.of("pgbench", &[("target", target.clone())]);
-            let ratio = paired(&ours, &rounds, "tps");
-            writeln!(out, "| {} | {:.0} | {ratio:.2} |", target.as_str().unwrap(), field(&rounds, "tps")).unwrap();
+        for rival in rivals {
+            let turns = |target: Value| self.of("pgbench", &[("rival", rival.clone()), ("target", target)]);
+            let (ours, its) = (turns("salvol".into()), turns(rival.clone()));
+            writeln!(
+                out,
+                "| {} | {:.0} | {:.0} | **{:.2}** ({}) |",
+                rival.as_str().unwrap(),
+                field(&its, "tps"),
+                field(&ours, "tps"),
+                paired(&ours, &its, "tps"),
+                pairs_spread(&ours, &its, "tps")
+            )
+            .unwrap();
         }
     }
 
@@ -449,7 +473,7 @@ fn curves(path: &Path, lines: &[(String, Vec<(f64, f64)>)], x: &str, y: &str) {
 
 /// Two bars for each name: writes and reads.
 fn bars_beside(path: &Path, bars: &[(String, f64, f64)]) {
-    let most = bars.iter().map(|(_, write, read)| write.max(*read)).fold(1.0, f64::max) * 1.15;
+    let most = bars.iter().map(|(_, write, read)| write.max(*read)).fold(1.2, f64::max) * 1.15;
     let area = SVGBackend::new(path, (800, 380)).into_drawing_area();
     area.fill(&WHITE).unwrap();
     let mut chart = ChartBuilder::on(&area)
@@ -464,7 +488,7 @@ fn bars_beside(path: &Path, bars: &[(String, f64, f64)]) {
         .x_labels(bars.len())
         .x_label_formatter(&label)
         .x_label_offset(40)
-        .y_desc("IOPS")
+        .y_desc("as a ratio to salvol")
         .draw()
         .unwrap();
     for (rank, name, color) in [(0, "4 KiB random writes", RED), (1, "4 KiB random reads", BLUE)] {

@@ -310,6 +310,66 @@ fn accept_what_the_archive_has(recorded: bool, seed: u64) -> bool {
     true
 }
 
+/// A batch header that has rotted behind the last segment that began: the summary says what it said, and everything is there.
+/// Without the summary it is refused, and named.
+#[test]
+fn a_summary_stands_in_for_a_rotten_header() {
+    let shape = Shape { backing: false, slots: 12, ..SHAPE };
+    for summary_too in [false, true] {
+        let disk = shape.disk();
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &None).unwrap().unwrap();
+        let user = volume.clone();
+        let flush =
+            Request { operation: Operation::Flush, block: Block(0), blocks: 0, buffer: Buffer::new(0).unwrap() };
+        let written = platform
+            .block_on(async move {
+                let before = user.log().current_segment();
+                let mut blocks = 0;
+                while user.log().current_segment() == before {
+                    put(&user, blocks..blocks + 1, blocks + 1).await;
+                    user.serve(&flush).await.unwrap();
+                    blocks += 1;
+                }
+                blocks
+            })
+            .unwrap();
+        let slot = volume.log().look(|_, table| table.slot_of(SegmentNumber(1)).unwrap());
+        let end = Position(volume.log().positions().0.0 - 1);
+        drop(volume);
+        platform.halt();
+        disk.stop_machine();
+        let machine = SimulatedPlatform::new(2, disk.clone());
+        let (reader, superblock) = (machine.device(), shape.superblock());
+        let known = superblock.clone();
+        let first =
+            machine.block_on(async move { scan::stored_summary(&reader, &known, slot).await.unwrap() }).unwrap();
+        machine.halt();
+        assert!(end <= first.last_position().next(), "the next segment has a batch at most");
+        let middle = first.batches.len() / 2;
+        let place = superblock.geometry.slot_place(slot).plus(first.batches[middle].offset().0);
+        disk.corrupt(place.bytes() + 50, 4);
+        if summary_too {
+            disk.corrupt(superblock.geometry.slot_place(Slot(slot.0 + 1)).bytes() - 100, 4);
+        }
+        let platform = SimulatedPlatform::new(3, disk.clone());
+        match open(&platform, &None).unwrap() {
+            Ok(volume) => {
+                assert!(!summary_too);
+                let found = platform.block_on(async move { read_all(&volume).await.unwrap() }).unwrap();
+                let whole = |(block, stamp): (&u64, &u64)| *stamp == block + 1;
+                assert!(found.len() as u64 >= written - 1 && found.iter().all(whole), "{found:?}");
+            }
+            Err(OpenError::Replay(ReplayError::Rot { position, offset, last, .. })) if summary_too => {
+                let rotten = Position(first.first_position.0 + middle as u64);
+                assert_eq!((position, offset, last.next()), (rotten, place.bytes(), rotten));
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+        platform.halt();
+    }
+}
+
 trait Closed {
     fn clone_close(&self) -> CleanClose;
 }
