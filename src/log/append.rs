@@ -244,20 +244,20 @@ impl<P: Platform> Log<P> {
     /// Slows a user's write down so that its speed meets the store's before slots run out. Writes take turns, each behind
     /// the pause of those before it, so that many writers together are as slow as one.
     async fn throttle(&self, blocks: u32) {
-        let before = self.0.platform.elapsed();
-        let wake = {
+        let (before, wake) = {
             let mut state = self.0.state.borrow_mut();
             let pause = state.pause(&self.0.volume, blocks);
             if pause.is_zero() {
                 return;
             }
+            let before = self.0.platform.elapsed();
             // A tick of credit for what was slept too long, and one of debt before it is worth sleeping.
             let turn = state.archive.turn.max(before.saturating_sub(THROTTLE_TICK)) + pause;
             state.archive.turn = turn;
             if turn <= before + THROTTLE_TICK {
                 return;
             }
-            next_tick(turn)
+            (before, next_tick(turn))
         };
         while let Some(left) = self.held_back(before, wake, blocks) {
             self.0.platform.sleep(left.min(THROTTLE_STEP)).await;

@@ -45,7 +45,7 @@ impl<P: Platform> Log<P> {
             let next = self
                 .0
                 .drain
-                .until(|| self.0.state.borrow_mut().next_to_archive(&self.0.volume, self.0.platform.elapsed()))
+                .until(|| self.0.state.borrow_mut().next_to_archive(&self.0.volume, || self.0.platform.elapsed()))
                 .await;
             let task = match next {
                 Next::End => return,
@@ -226,16 +226,18 @@ impl<P: Platform> Log<P> {
     /// are not needed (rule 7). A store that has failed is asked first whether it still has them: when it answers, its word
     /// counts, and while it is away the last that is known.
     pub(super) fn recycle(&self) {
-        let now = self.0.platform.elapsed();
         let asks = {
             let mut state = self.0.state.borrow_mut();
             let doubts = self.0.store.is_some() && !state.archive.agreed && state.has_recyclable(&self.0.volume);
-            match state.archive.asked {
-                Some(asked) if doubts && now.saturating_sub(asked) < STORE_PATIENCE => return,
-                None if doubts => state.archive.asked = Some(now),
-                _ => {}
+            let now = doubts.then(|| self.0.platform.elapsed());
+            match (state.archive.asked, now) {
+                (Some(asked), Some(now)) if now.saturating_sub(asked) < STORE_PATIENCE => return,
+                (None, Some(now)) => {
+                    state.archive.asked = Some(now);
+                    true
+                }
+                _ => false,
             }
-            doubts && state.archive.asked == Some(now)
         };
         if !asks {
             return self.free_slots();
@@ -359,7 +361,7 @@ fn clear_unused(image: &Buffer, summary: &Summary) {
 
 impl State {
     /// The oldest segment that may be archived and is not yet, nor with an archiver.
-    fn next_to_archive(&mut self, volume: &Superblock, now: Duration) -> Option<Next> {
+    fn next_to_archive(&mut self, volume: &Superblock, now: impl Fn() -> Duration) -> Option<Next> {
         if self.ended() {
             return Some(Next::End);
         }
@@ -368,11 +370,14 @@ impl State {
             let ready = info.durable && !info.archived && !info.archiving;
             ready && (eager || info.life == Life::Inactive) && info.life != Life::Current
         };
-        let mut waiting = self.table.segments().filter(|(_, info)| may(info)).map(|(segment, _)| segment);
+        // The first that may not go yet ends the look: of a working set as few are looked at as that takes.
+        let left = self.not_archived_through().take_while(|(_, info)| eager || info.life != Life::Active);
+        let mut waiting = left.filter(|(_, info)| may(info)).map(|(segment, _)| segment);
         let next = waiting.next()?;
         let behind = waiting.next().is_some();
         drop(waiting);
         let slot = self.table.slot_of(next)?;
+        let now = now();
         let wait = self.archive.pace.wait(now);
         if !wait.is_zero() {
             return Some(Next::Rest(wait));
@@ -421,17 +426,21 @@ impl State {
         self.archive.points += gone as u64;
     }
 
+    /// The segments behind those that are archived without a gap, oldest first.
+    fn not_archived_through(&self) -> impl Iterator<Item = (SegmentNumber, &super::SlotInfo)> {
+        self.table.between(self.archive.through.plus(1), self.head.header.segment)
+    }
+
     fn note_archived_through(&mut self) {
-        let first_not = self.table.segments().find(|(_, info)| !info.archived).map(|(segment, _)| segment);
-        let through = first_not.map_or(self.head.header.segment, |segment| segment).0.saturating_sub(1);
+        let first_not = self.not_archived_through().find(|(_, info)| !info.archived).map(|(segment, _)| segment);
+        let through = first_not.unwrap_or(self.head.header.segment).0.saturating_sub(1);
         self.archive.through = self.archive.through.max(SegmentNumber(through));
     }
 
     /// Without a store "archived" means only that nothing keeps the segment.
     fn archive_nowhere(&mut self) {
-        let durable: Vec<SegmentNumber> =
-            self.table.segments().filter(|(_, info)| info.durable).map(|(segment, _)| segment).collect();
-        for segment in durable {
+        let durable = self.not_archived_through().filter(|(_, info)| info.durable).map(|(segment, _)| segment);
+        for segment in durable.collect::<Vec<_>>() {
             if let Some(slot) = self.table.slot_of(segment) {
                 self.table.get_mut(slot).archived = true;
             }

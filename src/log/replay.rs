@@ -346,6 +346,9 @@ impl ArchivedOnes {
     }
 }
 
+/// Entries between one whose word of the index is fetched and the one that is being applied: each is a cache miss.
+const LOOK_AHEAD: usize = 24;
+
 /// What replay rebuilds.
 struct Rebuilt {
     index: Index,
@@ -357,7 +360,10 @@ struct Rebuilt {
 impl Rebuilt {
     /// Applies the entries of the segment in `slot`, in log order.
     fn apply(&mut self, summary: &Summary, geometry: &Geometry, slot: Slot) -> Result<(), ReplayError> {
-        for (entry, kind, mapping) in scan::mappings(summary, geometry, slot) {
+        for (rank, (entry, kind, mapping)) in scan::mappings(summary, geometry, slot).enumerate() {
+            if let Some(later) = summary.entries.get(rank + LOOK_AHEAD) {
+                self.index.prefetch(later.block());
+            }
             let block = entry.block();
             match kind {
                 EntryKind::Trim | EntryKind::Zero => {

@@ -85,6 +85,9 @@ struct Arguments {
     /// Archive to this directory.
     #[arg(long)]
     store: Option<PathBuf>,
+    /// Only open what an earlier run has left, so often: for perf.
+    #[arg(long)]
+    openings: Option<usize>,
     /// Copy nothing ahead of need.
     #[arg(long)]
     no_planning: bool,
@@ -376,6 +379,11 @@ fn resident_kib() -> u64 {
 fn main() {
     env_logger::init();
     let arguments = Arguments::parse();
+    if let Some(count) = arguments.openings {
+        let milliseconds: Vec<f64> = (0..count).map(|_| open_and_close(&arguments)).collect();
+        println!("{}", serde_json::json!({ "open_ms": milliseconds }));
+        return;
+    }
     let slots = arguments.working_set + arguments.spare;
     let primary_blocks = u64::from(FIRST_SLOT_BLOCK) + u64::from(slots) * u64::from(arguments.segment_blocks) + 1;
     let places = f64::from(arguments.working_set) * f64::from(arguments.segment_blocks);
@@ -475,17 +483,20 @@ fn openings(
     drop((volume, device));
     machine.shut_down().unwrap();
     drop(machine);
-    let mut milliseconds = [0.0; 2];
-    for taken in &mut milliseconds {
-        let (machine, device) = start(arguments);
-        let before = Instant::now();
-        let volume = open(&machine, &device, None);
-        *taken = before.elapsed().as_secs_f64() * 1e3;
-        machine.block_on(async move { volume.close().await.unwrap() }).unwrap();
-        drop(device);
-        machine.shut_down().unwrap();
-    }
+    let milliseconds = [(); 2].map(|()| open_and_close(arguments));
     serde_json::json!({ "open_after_crash_ms": milliseconds[0], "open_after_close_ms": milliseconds[1] })
+}
+
+/// Milliseconds that opening takes.
+fn open_and_close(arguments: &Arguments) -> f64 {
+    let (machine, device) = start(arguments);
+    let before = Instant::now();
+    let volume = open(&machine, &device, None);
+    let taken = before.elapsed().as_secs_f64() * 1e3;
+    machine.block_on(async move { volume.close().await.unwrap() }).unwrap();
+    drop(device);
+    machine.shut_down().unwrap();
+    taken
 }
 
 /// Writes every block once, in order, in requests of 256 KiB.
