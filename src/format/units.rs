@@ -67,6 +67,11 @@ impl SegmentNumber {
     pub fn minus(self, count: u64) -> Self {
         Self(self.0.saturating_sub(count).max(1))
     }
+
+    /// The segment before; 0, which is none, before the first. For "up to here": nothing, then.
+    pub fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 impl Position {

@@ -321,7 +321,7 @@ impl State {
         }
         let Some(first) = first else { return };
         let archive = &mut self.archive;
-        archive.through = archive.through.min(first.minus(1));
+        archive.through = archive.through.min(first.before());
         // Headers that say more are older than those that will say less, and only the newest counts.
         archive.recorded = archive.recorded.min(archive.through);
         self.archive_claims.iter_mut().for_each(|(_, claimed)| *claimed = (*claimed).min(archive.through));

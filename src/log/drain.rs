@@ -433,8 +433,8 @@ impl State {
 
     fn note_archived_through(&mut self) {
         let first_not = self.not_archived_through().find(|(_, info)| !info.archived).map(|(segment, _)| segment);
-        let through = first_not.unwrap_or(self.head.header.segment).0.saturating_sub(1);
-        self.archive.through = self.archive.through.max(SegmentNumber(through));
+        let through = first_not.unwrap_or(self.head.header.segment).before();
+        self.archive.through = self.archive.through.max(through);
     }
 
     /// Without a store "archived" means only that nothing keeps the segment.

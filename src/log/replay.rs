@@ -605,9 +605,9 @@ async fn rebuild<D: Device>(
     let Rebuilt { index, table, points, last_time_ns } = rebuilt;
     let open = head.header.segment;
     let rollback = Rollback::at(&tail.walk.summary, tail.walk.summary.last_position());
-    let missing =
-        || table.segments().filter(|(segment, info)| *segment <= archived.through.min(open.minus(1)) && !info.archived);
-    let through = missing().next().map_or(archived.through.min(open.minus(1)), |(segment, _)| segment.minus(1));
+    let archived_or_missing = archived.through.min(open.before());
+    let missing = || table.segments().filter(|(segment, info)| *segment <= archived_or_missing && !info.archived);
+    let through = missing().next().map_or(archived_or_missing, |(segment, _)| segment.before());
     let again = missing().count();
     let mut state = state(index, table, head, tail.durable, through, points, last_time_ns)?;
     state.table.get_mut(state.head.slot).holed = tail.holed;

@@ -12,7 +12,7 @@ use salvol::format::*;
 use salvol::history::{Source, index_at};
 use salvol::io::simulated::{Dice, Ended, Faults, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{Buffer, OwnRing, Platform, Primary, UringDevice, UringPlatform};
-use salvol::log::replay::ReplayError;
+use salvol::log::replay::{ReplayError, find_tail};
 use salvol::log::{Life, scan};
 use salvol::volume::{OpenError, OpenOptions, Operation, Request, Volume};
 
@@ -190,9 +190,7 @@ fn rot_in_the_durable_tail_is_refused() {
     let close = superblock.clone_close();
     let platform = SimulatedPlatform::new(2, disk.clone());
     let (device, volume) = (platform.device(), superblock.clone());
-    let tail = platform
-        .block_on(async move { salvol::log::replay::find_tail(&device, &volume, None).await.unwrap().unwrap() })
-        .unwrap();
+    let tail = platform.block_on(async move { find_tail(&device, &volume, None).await.unwrap().unwrap() }).unwrap();
     assert_eq!(tail.position(), close.position);
     // The header of a batch a few positions before the end.
     let batch = tail.walk.summary.batches[tail.walk.summary.batches.len() - 2];
@@ -367,6 +365,34 @@ fn a_summary_stands_in_for_a_rotten_header() {
             Err(other) => panic!("{other:?}"),
         }
         platform.halt();
+    }
+}
+
+/// Rule 7: a volume that is opened again in its first segment does not say that this one is archived. (Without a store it did; and with
+/// one, when the first segment was to be archived again.)
+#[test]
+fn the_first_segment_is_not_archived_before_it_is_full() {
+    for backing in [true, false] {
+        let shape = Shape { backing, ..SHAPE };
+        let (disk, store) = (shape.disk(), store_of(&shape));
+        if let Some(store) = &store {
+            store.set_error(Some("nobody home".to_owned()));
+        }
+        for day in 0..3 {
+            let platform = SimulatedPlatform::new(day, disk.clone());
+            let volume = open(&platform, &store).unwrap().unwrap();
+            let user = volume.clone();
+            platform.block_on(async move { put(&user, day..day + 1, day + 1).await }).unwrap();
+            assert_eq!(volume.log().current_segment(), SegmentNumber(1));
+            drop(volume);
+            platform.halt();
+            disk.stop_machine();
+            let machine = SimulatedPlatform::new(9, disk.clone());
+            let (reader, superblock) = (machine.device(), shape.superblock());
+            let tail = machine.block_on(async move { find_tail(&reader, &superblock, None).await.unwrap().unwrap() });
+            assert_eq!(tail.unwrap().walk.last.unwrap().archived_through, SegmentNumber(0), "day {day}");
+            machine.halt();
+        }
     }
 }
 
