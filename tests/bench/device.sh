@@ -28,8 +28,9 @@ mark_salvol() { "$SALVOL" synch bench --label "bench$1" >/dev/null; }
 devices=0
 rublk_add() {
   local number=$((90 + ++devices))
-  "$RUBLK" add "$1" -n $number -d 128 "${@:2}" >/dev/null
+  "$RUBLK" add "$1" -n $number -d 128 "${@:2}" >/dev/null || return 1
   place[rublk-$1]=/dev/ublkb$number
+  [[ -b /dev/ublkb$number ]]
 }
 # It may say that it failed, and have deleted the device all the same.
 rublk_del() {
@@ -56,12 +57,14 @@ dm_create() { dmsetup create --noudevsync --verifyudev "$@"; }
 start_thin() {
   local sectors
   sectors=$(blockdev --getsz "$RIVAL_DISK")
-  dd if=/dev/zero of="$RIVAL_DISK" bs=1M count=1 oflag=direct status=none
-  dm_create thin-meta --table "0 131072 linear $RIVAL_DISK 0"
-  dm_create thin-data --table "0 $((sectors - 131072)) linear $RIVAL_DISK 131072"
-  dm_create thin-pool --table "0 $((sectors - 131072)) thin-pool /dev/mapper/thin-meta /dev/mapper/thin-data 128 0 1 skip_block_zeroing"
-  dmsetup message thin-pool 0 "create_thin 0"
-  dm_create thin --table "0 2097152 thin /dev/mapper/thin-pool 0"
+  dmsetup targets 2>/dev/null | grep -q '^thin-pool' || return 1
+  dd if=/dev/zero of="$RIVAL_DISK" bs=1M count=1 oflag=direct status=none &&
+    dm_create thin-meta --table "0 131072 linear $RIVAL_DISK 0" &&
+    dm_create thin-data --table "0 $((sectors - 131072)) linear $RIVAL_DISK 131072" &&
+    dm_create thin-pool --table \
+      "0 $((sectors - 131072)) thin-pool /dev/mapper/thin-meta /dev/mapper/thin-data 128 0 1 skip_block_zeroing" &&
+    dmsetup message thin-pool 0 "create_thin 0" &&
+    dm_create thin --table "0 2097152 thin /dev/mapper/thin-pool 0" || return 1
   place[thin]=/dev/mapper/thin
 }
 stop_thin() { for name in thin thin-pool thin-data thin-meta; do dmsetup remove --retry $name; done; }
@@ -83,8 +86,8 @@ unmount() {
 
 start_file_system() {
   mkdir -p $mountpoint/"$1"
-  "mkfs.$1" "${@:2}" "$RIVAL_DISK" >/dev/null 2>&1
-  mount -t "$1" "$RIVAL_DISK" $mountpoint/"$1"
+  "mkfs.$1" "${@:2}" "$RIVAL_DISK" >/dev/null 2>&1 || return 1
+  mount -t "$1" "$RIVAL_DISK" $mountpoint/"$1" || return 1
   place[$1]=$mountpoint/$1/file
   fallocate -l 1G "${place[$1]}" 2>/dev/null || truncate -s 1G "${place[$1]}"
 }
@@ -188,7 +191,8 @@ with_pgbench() {
   stop_postgres "$1"
 }
 
-# against JOB RIVAL...
+# against JOB RIVAL...: the starts say by their code whether there is such a thing; what does not begin stops the others' run only when
+# it leaves something behind.
 against() {
   local job=$1 rival
   for rival in "${@:2}"; do

@@ -110,12 +110,13 @@ impl Report {
         let text = |name: &str| machine[name].as_str().unwrap_or("?").to_owned();
         writeln!(
             out,
-            "# Benchmarks\n\n`{}` wrote this page on {}: {} processors ({}), {} GiB, Linux {}, a file on {} with O_DIRECT; {} round(s) of {} s each. \
+            "# Benchmarks\n\n`{}` wrote this page on {}, of commit {}: {} processors ({}), {} GiB, Linux {}, a file on {} with O_DIRECT; {} round(s) of {} s each. \
              The machine is a virtual one that others share, so ratios say more than rates: what is compared ran in turns, in one run.\n\n\
              In process means the engine on a file, without a kernel driver; raw is fio with io_uring on the same file. Segments of 16 MiB, a working set \
-             of 128 of them; u is the share of the working set that the volume's blocks take. Data is half compressible.",
+             of 128 of them (32 at depth 1); u is the share of the working set that the volume's blocks take. Data is half compressible.",
             text("command"),
             text("date"),
+            text("commit"),
             machine["processors"],
             text("model"),
             machine["memory_gib"],
