@@ -35,21 +35,15 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
+    /// All of them, in the order of their numbers, which begin with 1.
+    const ALL: [Self; 11] = {
+        use EntryKind::*;
+        [Write, Copy, Trim, Zero, Lost, Synch, Open, Close, RollbackBegin, RollbackCommit, Noop]
+    };
+
     fn from_byte(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::Write,
-            2 => Self::Copy,
-            3 => Self::Trim,
-            4 => Self::Zero,
-            5 => Self::Lost,
-            6 => Self::Synch,
-            7 => Self::Open,
-            8 => Self::Close,
-            9 => Self::RollbackBegin,
-            10 => Self::RollbackCommit,
-            11 => Self::Noop,
-            _ => return None,
-        })
+        let kind = Self::ALL.get(usize::from(byte).wrapping_sub(1)).copied();
+        kind.filter(|kind| *kind as u8 == byte)
     }
 
     /// Whether a data block of the batch belongs to the entry.

@@ -191,8 +191,7 @@ with_pgbench() {
   stop_postgres "$1"
 }
 
-# against JOB RIVAL...: the starts say by their code whether there is such a thing; what does not begin stops the others' run only when
-# it leaves something behind.
+# against JOB RIVAL...: the job with each rival in turn; one whose start fails is left out.
 against() {
   local job=$1 rival
   for rival in "${@:2}"; do

@@ -59,16 +59,14 @@ fn median(rounds: &Rounds, of: impl Fn(&Value) -> f64) -> f64 {
     middle(rounds.iter().map(|line| of(line)))
 }
 
-/// The median ratio of what was measured in the same round.
-fn paired(ours: &Rounds, theirs: &Rounds, name: &str) -> f64 {
-    middle(ours.iter().zip(theirs).map(|(ours, theirs)| number(ours, name) / number(theirs, name)))
+/// The ratios of what was measured in the same round.
+fn ratios(ours: &Rounds, theirs: &Rounds, name: &str) -> Vec<f64> {
+    ours.iter().zip(theirs).map(|(ours, theirs)| number(ours, name) / number(theirs, name)).collect()
 }
 
-/// The least and the largest of those ratios.
-fn pairs_spread(ours: &Rounds, theirs: &Rounds, name: &str) -> String {
-    let ratios: Vec<Value> =
-        ours.iter().zip(theirs).map(|(ours, theirs)| (number(ours, name) / number(theirs, name)).into()).collect();
-    spread(&ratios.iter().collect(), |ratio| ratio.as_f64().unwrap_or(f64::NAN))
+/// The median of those ratios.
+fn paired(ours: &Rounds, theirs: &Rounds, name: &str) -> f64 {
+    middle(ratios(ours, theirs, name).into_iter())
 }
 
 /// A rate, or that there is none.
@@ -81,9 +79,14 @@ fn field(rounds: &Rounds, name: &str) -> f64 {
 }
 
 /// The least and the largest.
-fn spread(rounds: &Rounds, of: impl Fn(&Value) -> f64) -> String {
-    let all = || rounds.iter().map(|line| of(line)).filter(|value| value.is_finite());
+fn range(values: &[f64]) -> String {
+    let all = || values.iter().copied().filter(|value| value.is_finite());
     format!("{:.2} to {:.2}", all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max))
+}
+
+/// The least and the largest of `of` over the rounds.
+fn spread(rounds: &Rounds, of: impl Fn(&Value) -> f64) -> String {
+    range(&rounds.iter().map(|line| of(line)).collect::<Vec<_>>())
 }
 
 impl Report {
@@ -393,7 +396,7 @@ impl Report {
                 if its.is_empty() {
                     return "–".to_owned();
                 }
-                format!("**{:.2}** ({})", paired(&ours, &its, "iops"), pairs_spread(&ours, &its, "iops"))
+                format!("**{:.2}** ({})", paired(&ours, &its, "iops"), range(&ratios(&ours, &its, "iops")))
             });
             let cpu = |target: &Value| field(&turns(target, "write"), "cpu_us");
             writeln!(
@@ -434,7 +437,7 @@ impl Report {
                 field(&its, "tps"),
                 field(&ours, "tps"),
                 paired(&ours, &its, "tps"),
-                pairs_spread(&ours, &its, "tps")
+                range(&ratios(&ours, &its, "tps"))
             )
             .unwrap();
         }
