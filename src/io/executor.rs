@@ -5,15 +5,25 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
 
 use async_task::{Runnable, Task};
 
 /// The ready tasks of a thread.
-type Queue = Rc<RefCell<VecDeque<Runnable>>>;
+#[derive(Default)]
+struct Ready {
+    /// Run before all others: what keeps the device busy.
+    urgent: VecDeque<Runnable>,
+    others: VecDeque<Runnable>,
+    /// Woken when nothing is ready any more.
+    settling: Vec<Waker>,
+}
+
+type Queue = Rc<RefCell<Ready>>;
 
 thread_local! {
     /// The executor that belongs to this thread, by its number, and its ready tasks.
@@ -26,7 +36,7 @@ static NUMBERS: AtomicU64 = AtomicU64::new(1);
 pub(super) type Bell = Box<dyn Fn() + Send + Sync>;
 
 struct Remote {
-    ready: Mutex<VecDeque<Runnable>>,
+    ready: Mutex<VecDeque<(Runnable, bool)>>,
     bell: Bell,
 }
 
@@ -44,7 +54,7 @@ impl Executor {
     /// An executor of the calling thread. `bell` is rung on other threads, after they made a task ready.
     pub fn new(bell: Bell) -> Self {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let local = Rc::new(RefCell::new(VecDeque::new()));
+        let local = Queue::default();
         HERE.with_borrow_mut(|here| here.push((number, Rc::clone(&local))));
         let remote = Arc::new(Remote { ready: Mutex::default(), bell });
         Self { number, local, remote, tasks: Rc::default() }
@@ -52,15 +62,24 @@ impl Executor {
 
     /// Starts `future`; it runs until it ends or the executor is dropped.
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        self.start(future, false);
+    }
+
+    /// The same; whenever it is ready it goes before those that are not urgent.
+    pub fn spawn_urgent(&self, future: impl Future<Output = ()> + 'static) {
+        self.start(future, true);
+    }
+
+    fn start(&self, future: impl Future<Output = ()> + 'static, urgent: bool) {
         let number = self.number;
         let remote = Arc::clone(&self.remote);
         let schedule = move |runnable: Runnable| {
             let local = HERE
                 .with_borrow(|here| here.iter().find(|(found, _)| *found == number).map(|(_, queue)| Rc::clone(queue)));
             match local {
-                Some(queue) => queue.borrow_mut().push_back(runnable),
+                Some(queue) => queue.borrow_mut().push(runnable, urgent),
                 None => {
-                    remote.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(runnable);
+                    remote.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back((runnable, urgent));
                     (remote.bell)();
                 }
             }
@@ -82,18 +101,38 @@ impl Executor {
         self.run();
     }
 
+    /// Waits until nothing else is ready.
+    pub async fn settle(&self) {
+        let mut settled = false;
+        poll_fn(|context| {
+            if std::mem::replace(&mut settled, true) {
+                return Poll::Ready(());
+            }
+            self.local.borrow_mut().settling.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Whether a task is ready.
+    pub fn has_ready(&self) -> bool {
+        self.local.borrow().len() > 0
+    }
+
     /// Runs ready tasks until none is left. Returns how many times a task ran.
     pub fn run(&self) -> usize {
         let mut ran = 0;
         loop {
             self.take_remote();
-            let Some(runnable) = self.pop() else { return ran };
-            runnable.run();
-            ran += 1;
             while let Some(runnable) = self.pop() {
                 runnable.run();
                 ran += 1;
             }
+            let settled = std::mem::take(&mut self.local.borrow_mut().settling);
+            if settled.is_empty() {
+                return ran;
+            }
+            settled.into_iter().for_each(Waker::wake);
         }
     }
 
@@ -112,13 +151,36 @@ impl Executor {
     }
 
     fn pop(&self) -> Option<Runnable> {
-        self.local.borrow_mut().pop_front()
+        self.local.borrow_mut().pop()
     }
 
     fn take_remote(&self) {
         let mut remote = self.remote.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if !remote.is_empty() {
-            self.local.borrow_mut().append(&mut remote);
+            let mut local = self.local.borrow_mut();
+            remote.drain(..).for_each(|(runnable, urgent)| local.push(runnable, urgent));
+        }
+    }
+}
+
+impl Ready {
+    fn push(&mut self, runnable: Runnable, urgent: bool) {
+        if urgent { self.urgent.push_back(runnable) } else { self.others.push_back(runnable) }
+    }
+
+    fn pop(&mut self) -> Option<Runnable> {
+        self.urgent.pop_front().or_else(|| self.others.pop_front())
+    }
+
+    fn len(&self) -> usize {
+        self.urgent.len() + self.others.len()
+    }
+
+    /// Takes the task at `rank`, in the order in which they would run.
+    fn remove(&mut self, rank: usize) -> Option<Runnable> {
+        match rank.checked_sub(self.urgent.len()) {
+            Some(rank) => self.others.remove(rank),
+            None => self.urgent.remove(rank),
         }
     }
 }

@@ -56,6 +56,11 @@ pub trait Platform: Clone + 'static {
     /// Runs `task` on the owner's thread until it ends.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
+    /// The same; whenever it is ready it goes before what is not urgent.
+    fn spawn_urgent(&self, task: impl Future<Output = ()> + 'static) {
+        self.spawn(task);
+    }
+
     /// Lets at least `duration` pass.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
 

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -29,11 +30,16 @@ pub use primary::{Primary, PrimaryError};
 const OURS: u64 = 1 << 63;
 /// Threads for urgent jobs: a read from the store that hangs keeps no other waiting.
 const READERS: usize = 2;
+/// A write of so many bytes does not wait for the next time that the ring is entered, when there is other work before.
+const SUBMIT_AT_ONCE: usize = 64 << 10;
 
 /// A submission and a completion queue, of the thread that uses it.
 pub trait Ring: 'static {
     /// Queues an entry, submitting what is queued when there is no room.
     fn push(&self, entry: &squeue::Entry) -> io::Result<()>;
+
+    /// Submits what is queued.
+    fn submit(&self) -> io::Result<()>;
 
     /// Submits what is queued, waits for `want` completions and gives each one's user data and result to `seen`.
     fn enter(&self, want: usize, seen: &mut dyn FnMut(u64, i32)) -> io::Result<()>;
@@ -70,6 +76,13 @@ impl Ring for OwnRing {
                 Err(error) if is_temporary(&error) => {}
                 other => drop(other?),
             }
+        }
+    }
+
+    fn submit(&self) -> io::Result<()> {
+        match self.0.borrow_mut().submit() {
+            Err(error) if !is_temporary(&error) => Err(error),
+            _ => Ok(()),
         }
     }
 
@@ -410,6 +423,10 @@ impl<R: Ring> Platform for UringPlatform<R> {
         self.0.executor.spawn(task);
     }
 
+    fn spawn_urgent(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.executor.spawn_urgent(task);
+    }
+
     async fn sleep(&self, duration: Duration) {
         let time = Box::new(types::Timespec::new().sec(duration.as_secs()).nsec(duration.subsec_nanos()));
         let entry = opcode::Timeout::new(&raw const *time).build();
@@ -425,16 +442,7 @@ impl<R: Ring> Platform for UringPlatform<R> {
     }
 
     async fn settle(&self) {
-        // Behind everything that is ready now.
-        let mut passed = false;
-        poll_fn(|context| {
-            if std::mem::replace(&mut passed, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        self.0.executor.settle().await;
     }
 }
 
@@ -489,6 +497,15 @@ impl<R: Ring> UringDevice<R> {
     }
 }
 
+/// Polls `future` once: its result when it has one.
+async fn poll_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
 impl<R: Ring> Device for UringDevice<R> {
     fn bytes(&self) -> u64 {
         self.bytes
@@ -501,7 +518,16 @@ impl<R: Ring> Device for UringDevice<R> {
 
     async fn write(&self, offset: u64, buffer: Buffer) -> io::Result<()> {
         let entry = opcode::Write::new(self.fd(), buffer.as_ptr(), buffer.len() as u32).offset(offset).build();
-        self.transfer(entry, &buffer).await
+        let mut transfer = pin!(self.transfer(entry, &buffer));
+        let begun = poll_once(transfer.as_mut()).await;
+        if buffer.len() >= SUBMIT_AT_ONCE && self.platform.0.executor.has_ready() {
+            // The device works while what is ready runs. An error comes again when the ring is entered.
+            let _ = self.platform.0.ring.submit();
+        }
+        match begun {
+            Some(result) => result,
+            None => transfer.await,
+        }
     }
 
     async fn flush(&self) -> io::Result<()> {

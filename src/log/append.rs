@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::limits::{THROTTLE_STEP, THROTTLE_TICK};
+use super::limits::{BATCHES_IN_FLIGHT, LARGE_BATCH_BLOCKS, THROTTLE_STEP, THROTTLE_TICK};
 use super::{Ack, Counters, Keep, Log, LogError, State};
 use crate::format::{BLOCK_BYTES, BatchHeader, Block, Entry, Position, Superblock, SynchMark};
 use crate::index::Mapping;
@@ -63,8 +63,14 @@ impl<P: Platform> Log<P> {
             let count = self.reserve(blocks - done).await?;
             let from = done as usize * BLOCK_BYTES;
             let part = data.part(from, count as usize * BLOCK_BYTES);
-            position = self.0.state.borrow_mut().place_writes(block.plus(u64::from(done)), part.bytes());
-            self.0.work.notify();
+            let may_close = {
+                let mut state = self.0.state.borrow_mut();
+                position = state.place_writes(block.plus(u64::from(done)), part.bytes());
+                state.may_close_batch()
+            };
+            if may_close {
+                self.0.work.notify();
+            }
             done += count;
         }
         Ok(position)
@@ -176,15 +182,22 @@ impl<P: Platform> Log<P> {
     /// Closes and writes batches, one at a time; as many of these run as batches may be in flight.
     pub(super) async fn append_batches(self) {
         loop {
-            let waiting = |state: &State| state.head.has_open() || state.ended();
-            self.0.work.until(|| waiting(&self.0.state.borrow()).then_some(())).await;
-            // Whatever is ready now joins the batch.
-            self.0.platform.settle().await;
+            let at_once = self.0.work.until(|| self.0.state.borrow_mut().batch_to_close()).await;
+            if !at_once {
+                // Whatever is ready now joins the batch, unless it becomes large meanwhile: then another of these closes it.
+                self.0.platform.settle().await;
+                self.0.state.borrow_mut().flight.gathering = false;
+            }
             match self.next_batch() {
                 None => {}
                 Some(Next::End) => return,
                 Some(Next::Write(closed)) => {
+                    let blocks = (closed.bytes.len() / BLOCK_BYTES) as u32;
                     let result = self.0.device.write(closed.place.bytes(), closed.bytes).await;
+                    {
+                        let flight = &mut self.0.state.borrow_mut().flight;
+                        (flight.batches, flight.blocks) = (flight.batches - 1, flight.blocks - blocks);
+                    }
                     match result {
                         Ok(()) => self.batch_ended(closed.position),
                         Err(error) => {
@@ -205,10 +218,12 @@ impl<P: Platform> Log<P> {
         if state.stopped.is_some() || (state.closing && !state.head.has_open()) {
             return Some(Next::End);
         }
-        if !state.head.has_open() {
+        if !state.may_close_batch() {
             return None;
         }
         let closed = state.close_batch(&self.0.volume, self.0.platform.wall_ns());
+        state.flight.batches += 1;
+        state.flight.blocks += (closed.bytes.len() / BLOCK_BYTES) as u32;
         let roll = state.roll_wanted;
         drop(state);
         self.0.space.notify();
@@ -286,6 +301,30 @@ fn next_tick(turn: Duration) -> Duration {
 }
 
 impl State {
+    /// Whether the open batch is as large as everything in flight.
+    fn batch_is_large(&self) -> bool {
+        self.head.open_blocks() >= LARGE_BATCH_BLOCKS.max(self.flight.blocks)
+    }
+
+    fn may_close_batch(&self) -> bool {
+        let room = self.flight.batches < BATCHES_IN_FLIGHT;
+        self.head.has_open() && (room || self.batch_is_large())
+    }
+
+    /// Whether to close the open batch at once, or to wait for what joins it, which one does at a time; when it may be closed, or
+    /// there will be none any more.
+    fn batch_to_close(&mut self) -> Option<bool> {
+        let end = self.stopped.is_some() || (self.closing && !self.head.has_open());
+        if end || (self.head.has_open() && self.batch_is_large()) {
+            return Some(true);
+        }
+        if !self.may_close_batch() || self.flight.gathering {
+            return None;
+        }
+        self.flight.gathering = true;
+        Some(false)
+    }
+
     fn place_writes(&mut self, block: Block, data: &[u8]) -> Position {
         for (rank, bytes) in data.chunks_exact(BLOCK_BYTES).enumerate() {
             let block = block.plus(rank as u64);

@@ -95,7 +95,7 @@ impl Head {
 
     /// Blocks placed so far, the open batch included.
     pub fn used(&self) -> u32 {
-        self.used + if self.open.is_empty() { 0 } else { 1 + self.open_data }
+        self.used + self.open_blocks()
     }
 
     /// Whether the open batch has entries.
@@ -106,6 +106,11 @@ impl Head {
     /// Whether the open batch has data.
     pub fn has_open_data(&self) -> bool {
         self.open_data > 0
+    }
+
+    /// Blocks that the open batch would have if it were closed now.
+    pub fn open_blocks(&self) -> u32 {
+        if self.open.is_empty() { 0 } else { 1 + self.open_data }
     }
 
     /// Whether the open batch has a synch entry; a second one waits for the next batch, since a point is named by its

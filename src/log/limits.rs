@@ -4,6 +4,11 @@ use std::time::Duration;
 
 /// Batches in flight. Two larger ones beat many small ones: 1 × 132 KiB writes 5.1 GB/s where 8 × 20 KiB writes 3.
 pub const BATCHES_IN_FLIGHT: usize = 2;
+/// Batches in flight when each further one is as large as all before it together: then the device works while the owner places what
+/// comes next, instead of waiting for everything that is ready.
+pub const LARGE_BATCHES_IN_FLIGHT: usize = 3;
+/// Blocks of a batch that is never called large.
+pub const LARGE_BATCH_BLOCKS: u32 = 32;
 /// Blocks of a group of copies: 128 KiB, the longest that a user's write waits behind.
 pub const COPY_GROUP_BLOCKS: usize = 32;
 /// Groups of copies that are read or wait for their place: enough to keep the device busy behind one group's turn.

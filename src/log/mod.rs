@@ -141,6 +141,15 @@ pub struct ArchiveState {
     pub(crate) parts: Parts,
 }
 
+/// What is being written.
+#[derive(Debug, Default)]
+struct InFlight {
+    batches: usize,
+    blocks: u32,
+    /// Somebody waits for what joins the open batch.
+    gathering: bool,
+}
+
 struct State {
     index: Index,
     table: Table,
@@ -151,6 +160,7 @@ struct State {
     /// The batches after `completed` that have been closed.
     acks: VecDeque<Ack>,
     spare_wakers: Vec<Vec<Waker>>,
+    flight: InFlight,
     durable: Position,
     /// The largest durability that a written header claims.
     recorded: Position,
@@ -234,8 +244,8 @@ impl<P: Platform> Log<P> {
     /// Starts the tasks that write, roll, clean, archive and keep house. They end when the log stops or has been closed.
     fn start(&self) {
         let platform = &self.0.platform;
-        for _ in 0..limits::BATCHES_IN_FLIGHT {
-            platform.spawn(self.clone().append_batches());
+        for _ in 0..limits::LARGE_BATCHES_IN_FLIGHT {
+            platform.spawn_urgent(self.clone().append_batches());
         }
         platform.spawn(self.clone().roll_segments());
         platform.spawn(self.clone().place_copies());

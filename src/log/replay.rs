@@ -501,6 +501,7 @@ fn state(
         completed,
         acks: VecDeque::new(),
         spare_wakers: Vec::new(),
+        flight: super::InFlight::default(),
         durable,
         recorded: durable,
         eventful: durable,

@@ -52,6 +52,13 @@ impl Ring for UblkRing {
         })
     }
 
+    fn submit(&self) -> io::Result<()> {
+        with_task_io_ring_mut(|ring| match ring.submit() {
+            Err(error) if !is_temporary(&error) => Err(error),
+            _ => Ok(()),
+        })
+    }
+
     fn enter(&self, want: usize, seen: &mut dyn FnMut(u64, i32)) -> io::Result<()> {
         with_task_io_ring_mut(|ring| {
             match ring.submit_and_wait(want) {
