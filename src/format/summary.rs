@@ -10,7 +10,7 @@ use std::ops::Range;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::units::check_counts;
+use super::units::{COUNT_MAX, check_counts};
 use super::{
     BATCH_ENTRIES_MAX, BLOCK_BYTES, Checksum, Entry, FormatError, Offset, Position, SegmentHeader, SegmentNumber,
     Superblock, SynchMark, Uuid,
@@ -365,6 +365,10 @@ impl Summary {
         if listed != self.entries.len() {
             return field("entries", self.entries.len() as u64);
         }
-        Ok(())
+        // Else the header of the archive's object could be written and not be read.
+        match self.last_position().0 {
+            last if last > COUNT_MAX => field("last position", last),
+            _ => Ok(()),
+        }
     }
 }

@@ -124,7 +124,7 @@ fn fill(block: u64, stamp: u64, bytes: &mut [u8]) {
     let mut dice = Dice::new(block << 32 ^ stamp);
     for chunk in bytes[16..].chunks_mut(64) {
         let word = dice.bits().to_le_bytes();
-        chunk.iter_mut().zip(word.iter().cycle()).for_each(|(byte, source)| *byte = *source);
+        chunk.chunks_exact_mut(8).for_each(|bytes| bytes.copy_from_slice(&word));
     }
     bytes[..8].copy_from_slice(&block.to_le_bytes());
     bytes[8..16].copy_from_slice(&stamp.to_le_bytes());
