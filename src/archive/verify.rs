@@ -55,10 +55,11 @@ fn block_at(image: &[u8], offset: Offset) -> &[u8] {
     &image[offset.0 as usize * BLOCK_BYTES..][..BLOCK_BYTES]
 }
 
-/// The data blocks of `image`, which begins with the slot's block `first`, that are not what their entries say.
-pub fn damaged_blocks(image: &[u8], summary: &Summary, first: Offset) -> Vec<Offset> {
+/// The data blocks of `image`, which begins with the slot's block `first`, that are not what their entries say, and the
+/// checksums that they should have.
+pub fn damaged_blocks(image: &[u8], summary: &Summary, first: Offset) -> Vec<(Offset, u32)> {
     let wrong = |(offset, crc): &(Offset, u32)| block_crc(block_at(image, *offset)) != *crc;
-    data_blocks(summary, first).filter(wrong).map(|(offset, _)| offset).collect()
+    data_blocks(summary, first).filter(wrong).collect()
 }
 
 /// The same as [`compare`], but an object on bad sectors, in a store that can be read otherwise, is a damaged one.
@@ -179,17 +180,18 @@ pub(super) fn rescue<'a>(
     if lost.is_empty() {
         return image;
     }
-    let crcs: BTreeMap<Offset, u32> = data_blocks(summary, header.first).collect();
     let Ok(mut object) = Object::open(store, &header.name) else { return image };
     let mut saved = 0;
     for rank in 0..object.table.frames().len() {
         // A frame that is damaged itself gives nothing.
         let _ = object.each_frame(rank..rank + 1, |from, raw| {
-            let inside = |offset: &&Offset| (from..from + raw.len()).contains(&(offset.0 as usize * BLOCK_BYTES));
-            for offset in lost.iter().filter(inside) {
+            for (offset, crc) in &lost {
                 let at = offset.0 as usize * BLOCK_BYTES;
+                if !(from..from + raw.len()).contains(&at) {
+                    continue;
+                }
                 let block = &raw[at - from..][..BLOCK_BYTES];
-                if crcs.get(offset) == Some(&block_crc(block)) {
+                if block_crc(block) == *crc {
                     image.to_mut()[at..at + BLOCK_BYTES].copy_from_slice(block);
                     saved += 1;
                 }

@@ -265,7 +265,7 @@ impl<P: Platform> Log<P> {
             let at = runs[rank].at + (place.0 - runs[rank].place.0);
             let block = group.data.part(at as usize * BLOCK_BYTES, BLOCK_BYTES);
             let whole = (results[rank].is_ok() && block_crc(block.bytes()) == crc)
-                || self.read_alone(candidate.block, place, crc, &block).await;
+                || self.read_at_last(candidate.block, place, crc, &block).await;
             candidate.at = whole.then_some(at);
         }
         group
@@ -273,12 +273,12 @@ impl<P: Platform> Log<P> {
 
     /// Reads one block that could not be read with its neighbours; from the archive, when the primary has lost it. What is in
     /// neither is read again while that may help: a block that is given up here is lost for good.
-    async fn read_alone(&self, block: Block, place: Place, crc: u32, into: &Buffer) -> bool {
-        let mut before = match self.read_once(place, into).await {
-            Some(found) if found == crc => return true,
-            found => found,
-        };
-        if self.repair(block, place, crc, into).await {
+    async fn read_at_last(&self, block: Block, place: Place, crc: u32, into: &Buffer) -> bool {
+        let mut before = self.read_alone(place, into).await.ok();
+        if before == Some(crc)
+            || before.is_some() && self.read_behind(place, into).await.is_ok_and(|found| found == crc)
+            || self.repair(block, place, crc, into).await
+        {
             return true;
         }
         let mut failed = u32::from(before.is_none());
@@ -286,7 +286,7 @@ impl<P: Platform> Log<P> {
             if before.is_none() {
                 self.0.platform.sleep(COPY_READ_PAUSE * failed).await;
             }
-            match self.read_once(place, into).await {
+            match self.read_alone(place, into).await.ok() {
                 Some(found) if found == crc => return true,
                 // Rot reads the same each time.
                 Some(found) if before == Some(found) => return false,
@@ -298,11 +298,6 @@ impl<P: Platform> Log<P> {
             }
         }
         false
-    }
-
-    /// The checksum of what is read at `place`, if it can be.
-    async fn read_once(&self, place: Place, into: &Buffer) -> Option<u32> {
-        self.0.device.read(place.bytes(), into.clone()).await.ok().map(|()| block_crc(into.bytes()))
     }
 
     /// Puts groups into the open batch when they are due.

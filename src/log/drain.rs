@@ -143,7 +143,7 @@ impl<P: Platform> Log<P> {
             let read = scan::image_with_holes(&self.0.device, volume, slot).await;
             let (image, holes) = read.map_err(|error| error.to_string())?;
             let summary = scan::summary_in(image.bytes(), volume, segment).map_err(|error| error.to_string())?;
-            let damaged = damaged_blocks(image.bytes(), &summary, Offset(0)).len().max(holes.len());
+            let damaged = self.read_damaged(&image, &summary, slot).await.max(holes.len());
             let end = self.0.state.borrow().end_of(segment);
             let missing = end.map_or(0, |end| end.0.saturating_sub(summary.last_position().0));
             if damaged == 0 && missing == 0 {
@@ -160,6 +160,21 @@ impl<P: Platform> Log<P> {
             self.rest(ARCHIVE_RETRY.0 * tries, |_| false).await;
             tries += 1;
         }
+    }
+
+    /// Reads the damaged blocks of `image` again, each by itself. How many stay damaged.
+    async fn read_damaged(&self, image: &Buffer, summary: &Summary, slot: Slot) -> usize {
+        let mut left = 0;
+        for (offset, crc) in damaged_blocks(image.bytes(), summary, Offset(0)) {
+            let place = self.0.volume.geometry.slot_place(slot).plus(offset.0);
+            let block = image.part(offset.0 as usize * BLOCK_BYTES, BLOCK_BYTES);
+            let whole = match self.read_alone(place, &block).await {
+                Ok(found) => found == crc || self.read_behind(place, &block).await.is_ok_and(|found| found == crc),
+                Err(_) => false,
+            };
+            left += usize::from(!whole);
+        }
+        left
     }
 
     /// Takes the outcome of an archiving; whether it failed.

@@ -1,13 +1,32 @@
-//! A block that the primary cannot give back may still be in the archive.
+//! A block that the primary does not give back at once: asked for in another way, or taken from the archive.
 
+use std::io;
 use std::sync::Arc;
 
 use super::Log;
 use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, StoreError};
 use crate::format::{BLOCK_BYTES, Block, Offset, Place, Superblock, block_crc};
-use crate::io::{Buffer, Platform};
+use crate::io::{Buffer, Device, Platform};
 
 impl<P: Platform> Log<P> {
+    /// Reads the block at `place` alone. Gives its checksum.
+    pub async fn read_alone(&self, place: Place, into: &Buffer) -> io::Result<u32> {
+        self.0.device.read(place.bytes(), into.clone()).await?;
+        Ok(block_crc(into.bytes()))
+    }
+
+    /// Reads the block at `place` behind the block before it: what is answered wrong each time may be answered right when it is asked
+    /// in another way. Gives its checksum.
+    ///
+    /// # Errors
+    /// When the device fails, or there is no memory.
+    pub async fn read_behind(&self, place: Place, into: &Buffer) -> io::Result<u32> {
+        let both = Buffer::new(2 * BLOCK_BYTES)?;
+        self.0.device.read(place.bytes() - BLOCK_BYTES as u64, both.clone()).await?;
+        into.copy_from(0, both.part(BLOCK_BYTES, BLOCK_BYTES).bytes());
+        Ok(block_crc(into.bytes()))
+    }
+
     /// Fills `into` with `block`, whose place on the primary is unreadable or damaged, from the archived segment. Says
     /// whether it could: then `into` matches `crc`.
     pub async fn repair(&self, block: Block, place: Place, crc: u32, into: &Buffer) -> bool {

@@ -114,12 +114,15 @@ impl<P: Platform> Volume<P> {
             let block = block.plus(u64::from(number));
             let place = run.place.plus(rank);
             // One block may be bad where the run was read as one: try it alone, then the archive.
-            let again = self.0.log.device().read(place.bytes(), part.clone()).await;
-            let whole = again.is_ok() && block_crc(part.bytes()) == crc;
-            if !whole && !self.0.log.repair(block, place, crc, &part).await {
-                outcome = Err(match again {
+            let log = &self.0.log;
+            let alone = log.read_alone(place, &part).await;
+            let whole = matches!(alone, Ok(found) if found == crc)
+                || alone.is_ok() && log.read_behind(place, &part).await.is_ok_and(|found| found == crc)
+                || log.repair(block, place, crc, &part).await;
+            if !whole {
+                outcome = Err(match alone {
                     Err(error) => RequestError::Unreadable { block, cause: Arc::new(error) },
-                    Ok(()) => RequestError::Corrupt { block },
+                    Ok(_) => RequestError::Corrupt { block },
                 });
             }
         }

@@ -495,7 +495,11 @@ fn a_lost_block_is_one_and_stays_lost() {
 /// Rule 12: what is read wrong for a moment, or again and again, as long as it is there, is not given up by the cleaner.
 #[test]
 fn blocks_that_are_read_wrong_for_a_while_are_not_lost() {
-    let wrongs = [Faults { read_flips: 3000, ..Faults::default() }, Faults { read_errors: 500, ..Faults::default() }];
+    let wrongs = [
+        Faults { read_flips: 3000, ..Faults::default() },
+        Faults { read_errors: 500, ..Faults::default() },
+        Faults { heads_misread: true, ..Faults::default() },
+    ];
     for (seed, faults) in (0..20).flat_map(|seed| wrongs.map(|faults| (seed, faults))) {
         let shape = Shape { backing: false, slots: 12, ..SHAPE };
         let disk = shape.disk();
@@ -697,6 +701,30 @@ fn a_segment_that_was_misread_once_is_archived_whole() {
     let mut object = ArchivedSegment::open(&store, &name, Some(&shape.superblock())).unwrap();
     let image = object.read_image().unwrap();
     assert_eq!(damaged_blocks(&image, object.summary(), Offset(0)), []);
+}
+
+/// Blocks that are read wrong, the same way each time, until they are asked for in another way, are whole in the archive.
+#[test]
+fn what_is_misread_in_one_way_is_archived_whole() {
+    // Of each such slot the second piece that is read begins with block 256.
+    let shape = Shape { archive_at: ArchiveAt::Inactive, segment_blocks: 300, ..SHAPE };
+    let disk = shape.disk();
+    let store = store_of(&shape);
+    let model = Rc::new(Model::default());
+    let platform = SimulatedPlatform::new(1, disk.clone());
+    let volume = open(&platform, &store).unwrap().unwrap();
+    disk.set_faults(Faults { heads_misread: true, ..Faults::default() });
+    let mix = Mix { reads: 0, ..Mix::default() };
+    assert_eq!(hammer(&platform, &volume, &model, 4, 4, 4000, mix), Ended::Done, "{:#?}", volume.status());
+    let store: Arc<dyn Store> = store.unwrap();
+    let mut heads = 0;
+    for (name, _) in store.list().unwrap().iter().filter(|(name, _)| name.part == 0) {
+        let mut object = ArchivedSegment::open(&store, name, Some(&shape.superblock())).unwrap();
+        let image = object.read_image().unwrap();
+        assert_eq!(damaged_blocks(&image, object.summary(), Offset(0)), [], "{name}");
+        heads += object.summary().walk().filter(|(_, batch, _)| batch.holds_data_at(Offset(256))).count();
+    }
+    assert!(heads > 3, "no more than {heads} data blocks were misread");
 }
 
 /// P5: the header of the segment that the log ends in rots, or cannot be read: its first batch says the same, and nothing

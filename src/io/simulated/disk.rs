@@ -33,6 +33,8 @@ pub struct Faults {
     pub read_errors: u64,
     /// A read gives one flipped bit; the next one may not.
     pub read_flips: u64,
+    /// Every read gets the beginning of its first block wrong, the same way each time.
+    pub heads_misread: bool,
     /// A write fails.
     pub write_errors: u64,
     /// A flush fails.
@@ -306,6 +308,9 @@ impl Disk {
         self.get(offset, into);
         for wrong in self.misread.extract_if(.., |wrong| (offset..end).contains(wrong)) {
             into[(wrong - offset) as usize] ^= 0x40;
+        }
+        if self.faults.heads_misread {
+            into[224] ^= 0x40;
         }
         if self.strikes(dice, self.faults.read_flips, "read flipped") {
             into[dice.below(end - offset) as usize] ^= 1 << dice.below(8);
