@@ -45,8 +45,8 @@ pub enum ReplayError {
     )]
     Rot { position: Position, segment: SegmentNumber, offset: u64, durable: Position, last: Position },
     #[error(
-        "reading the primary at {offset:#x}: {source}: a segment may begin there that was durable once; try again, or go on \
-         without it with --accept-loss {last}"
+        "reading the primary at {offset:#x}: {source}: what was durable once may be there; try again, or go on without it with \
+         --accept-loss {last}"
     )]
     Unreadable { offset: u64, source: std::io::Error, last: Position },
     #[error("--accept-loss {given}: the last readable position is {last}; nothing was changed")]
@@ -169,7 +169,7 @@ pub async fn find_tail<D: Device>(
     if accept_loss.is_none()
         && (header.is_some() || tail.hidden.is_some())
         && !ends_as_closed(device, volume, &tail).await
-        && let Some((slot, Hole { at, source })) = header.or(tail.hidden.take())
+        && let Some((slot, Hole { at, source })) = tail.hidden.take().or(header)
     {
         let offset = volume.geometry.slot_place(slot).plus(at.0).bytes();
         return Err(ReplayError::Unreadable { offset, source, last: broken.previous() });
