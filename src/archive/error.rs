@@ -19,6 +19,8 @@ pub enum ObjectError {
     Decoded { frame: usize, at: u64, have: usize, need: usize },
     #[error("the header says segment, positions or checksums that its summary does not have")]
     Summary,
+    #[error("block {offset} is damaged in it, and whole on the primary")]
+    Block { offset: Offset },
     #[error("no part of this open segment begins it: its first part is missing or damaged")]
     Parts,
     #[error("the fork records of this store lead in a circle, or there are too many")]

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::reader::Object;
 use super::{ArchiveError, OBJECT_HEADER_BYTES, ObjectError, ObjectHeader, ObjectName, Store};
-use crate::format::{BLOCK_BYTES, FormatError, Offset, Summary, block_crc};
+use crate::format::{
+    BLOCK_BYTES, BatchHeader, FormatError, Offset, Position, SegmentNumber, Summary, Superblock, block_crc,
+};
 
 /// Why an object is not good enough to stand for the segment.
 pub(super) enum Unfit {
@@ -83,8 +85,9 @@ pub(super) fn verify(
 /// Reads the object back and compares it with the image. Returns the object's length.
 ///
 /// Where they differ, a data block that is damaged in the image may be anything in the object: the primary rotted after
-/// the object was made, or before, and either way the object has what there is to have. So has an object in which a header is zeros that
-/// could not be read when it was made, and one that was made before the header could not be read any more.
+/// the object was made, or before, and either way the object has what there is to have. So it has when a batch's header is damaged in one of
+/// both: the summary says the same. An object that has a data block as it could not be read then, where the image has it whole,
+/// is damaged.
 fn compare(store: &Arc<dyn Store>, header: &ObjectHeader, summary: &Summary, image: &[u8]) -> Result<u64, Unfit> {
     let name = header.name;
     check_header(store, header)?;
@@ -102,11 +105,22 @@ fn compare(store: &Arc<dyn Store>, header: &ObjectHeader, summary: &Summary, ima
             for (rank, (is, wanted)) in raw.chunks(BLOCK_BYTES).zip(wanted.chunks(BLOCK_BYTES)).enumerate() {
                 let Some(differs) = is.iter().zip(wanted).position(|(a, b)| a != b) else { continue };
                 let at = from + rank * BLOCK_BYTES;
-                let excused = match crcs.get(&Offset((at / BLOCK_BYTES) as u32)) {
+                let offset = Offset((at / BLOCK_BYTES) as u32);
+                let excused = match crcs.get(&offset) {
+                    Some(crc) if block_crc(wanted) == *crc && block_crc(is) != *crc => {
+                        return Err(ArchiveError::object(&name, ObjectError::Block { offset }));
+                    }
                     Some(crc) => block_crc(wanted) != *crc,
-                    // A header, of which the summary has what matters. The segment's own may have been made again out of its
-                    // first batch.
-                    None => is_hole(is) || is_hole(wanted) || (at == 0 && header.first == Offset(0)),
+                    // The segment's own header may have been made again out of its first batch.
+                    None if at == 0 && header.first == Offset(0) => true,
+                    None => {
+                        let block = Offset(offset.0 + header.first.0);
+                        let batch = summary.walk().find(|(_, batch, _)| batch.offset() == block);
+                        batch.map_or(is_hole(is) || is_hole(wanted), |(position, ..)| {
+                            let is_it = |block| is_header_of(block, &header.volume, summary.segment, position);
+                            !is_it(is) || !is_it(wanted)
+                        })
+                    }
                 };
                 if !excused {
                     return Err(ArchiveError::Differs { name, at: at + differs });
@@ -159,6 +173,11 @@ fn check_header(store: &Arc<dyn Store>, header: &ObjectHeader) -> Result<(), Unf
         return other(ArchiveError::object(&name, ObjectError::Summary));
     }
     Ok(())
+}
+
+fn is_header_of(block: &[u8], volume: &Superblock, segment: SegmentNumber, position: Position) -> bool {
+    BatchHeader::parse(block, volume)
+        .is_ok_and(|batch| (batch.header.segment, batch.header.position) == (segment, position))
 }
 
 fn by_its_checksums(error: ArchiveError) -> Unfit {

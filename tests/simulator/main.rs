@@ -38,10 +38,14 @@ fn histories() {
     assert_eq!(met.missing(seeds), [""; 0], "a campaign that never met these shows nothing");
 }
 
-/// One seed, to look at: `SALVOL_SEED=42 cargo test --test simulator one_history -- --nocapture`.
+/// One seed, to look at: `SALVOL_SEED=42 SALVOL_TELL=1 cargo test --test simulator one_history -- --nocapture`, with what the
+/// engine logs.
 #[test]
 fn one_history() {
     let mut met = Coverage::default();
+    if number("SALVOL_TELL").is_some() {
+        env_logger::builder().filter_level(log::LevelFilter::Debug).init();
+    }
     history::live(number("SALVOL_SEED").unwrap_or(0), &mut met);
     println!("{met}");
 }
@@ -50,7 +54,9 @@ fn one_history() {
 #[test]
 fn histories_that_once_failed() {
     // `check` took a block for live whose trim was in a slot that had been used again.
-    for seed in [20_013_552, 20_024_736] {
+    // The archiver waited for ever: for an object that had been put with a block as it could not be read then; and with a header
+    // that rotted on the primary afterwards. (Other changes have made other histories of these seeds since.)
+    for seed in [20_013_552, 20_024_736, 10_108_354, 10_147_923] {
         history::live(seed, &mut Coverage::default());
     }
 }

@@ -7,7 +7,7 @@ use crate::archive::{
     ArchiveError, ArchiveJob, Archived, ArchivedSegment, DirectoryStore, Extent, MemoryStore, OBJECT_HEADER_BYTES,
     Packing, Store, archive_segment,
 };
-use crate::format::{Checksum, SegmentHeader, Superblock};
+use crate::format::{BatchHeader, Checksum, SegmentHeader, Superblock};
 use crate::io::Buffer;
 
 fn archive(store: &Arc<dyn Store>, sample: &Sample, packing: Packing) -> Result<Archived, ArchiveError> {
@@ -41,9 +41,11 @@ fn again_and_at_another_level_is_the_same_segment() {
     sample.volume = Superblock { name: "other".to_owned(), generation: 50, ..sample.volume };
     assert_eq!(archive(&store, &sample, Packing::Zstd(3)).unwrap(), first);
     // Another segment of that name is not accepted, and says where it differs.
-    sample.image[4096 + 7] ^= 1;
+    let first = BatchHeader::parse(&sample.image[4096..], &sample.volume).unwrap();
+    let other = BatchHeader { time_ns: first.header.time_ns ^ 1, ..first.header };
+    other.encode(&sample.volume, &first.entries, &mut sample.image[4096..8192]);
     let error = archive(&store, &sample, Packing::Zstd(3)).unwrap_err();
-    assert!(matches!(error, ArchiveError::Conflict { .. }) && error.to_string().contains("0x1007"), "{error}");
+    assert!(matches!(error, ArchiveError::Conflict { .. }) && error.to_string().contains("byte 0x10"), "{error}");
 }
 
 /// A header that could not be read when the segment was archived, or cannot be read any more: it is the same segment. (One that
@@ -165,19 +167,36 @@ fn what_rots_on_the_primary_after_it_was_archived_stays_as_it_is_in_the_archive(
     sample.image[data[0] + 77] ^= 4;
     archive(&store, &sample, Packing::Zstd(3)).unwrap();
     assert!(kept(&store, &sample) == sample.object);
-    // One block that the primary has whole, and the archive not: then they are not the same.
+    // Nor does it matter that a header rots, which the summary stands for: seed 10 147 923 of the simulator, whose archiver waited for ever.
     let whole = sample.image.clone();
-    sample.image[data[0] + 78] ^= 4;
+    sample.image[header + 9] ^= 4;
+    archive(&store, &sample, Packing::Zstd(3)).unwrap();
+    assert!(kept(&store, &sample) == sample.object);
+    // It is not only rot when the header is whole and says something else.
+    sample.image = whole;
+    let parsed = BatchHeader::parse(&sample.image[header..], &sample.volume).unwrap();
+    let other = BatchHeader { wall_ns: parsed.header.wall_ns + 1, ..parsed.header };
+    other.encode(&sample.volume, &parsed.entries, &mut sample.image[header..header + 4096]);
+    assert!(matches!(archive(&store, &sample, Packing::Zstd(3)), Err(ArchiveError::Conflict { .. })));
+}
+
+/// A block that could not be read when the object was put, and can be read when it is put again: seed 10 108 354 of the simulator, whose
+/// archiver waited for ever.
+#[test]
+fn what_could_not_be_read_once_is_archived_when_it_can_be() {
+    let mut sample = sample(128, 1, Packing::Zstd(1));
+    let (data, _) = places(&sample);
+    let whole = sample.image.clone();
+    sample.image[data[0]..][..4096].fill(0);
     let object =
         super::encode_object(&sample.volume, &sample.summary, Extent::WHOLE, &sample.image, Packing::Raw).unwrap();
     let (_, store) = super::store_with(&sample.name, &object);
-    sample.image = whole;
-    sample.image[data[0] + 77] ^= 4;
-    assert!(matches!(archive(&store, &sample, Packing::Zstd(3)), Err(ArchiveError::Conflict { .. })));
-    // Nor is it only rot when something else differs than data.
-    let (_, store) = super::store_with(&sample.name, &sample.object);
-    sample.image[header + 9] ^= 4;
-    assert!(matches!(archive(&store, &sample, Packing::Zstd(3)), Err(ArchiveError::Conflict { .. })));
+    // Meanwhile another rots, which only the object has.
+    sample.image.clone_from(&whole);
+    sample.image[data[1] + 77] ^= 4;
+    archive(&store, &sample, Packing::Zstd(3)).unwrap();
+    let mut opened = ArchivedSegment::open(&store, &sample.name, None).unwrap();
+    assert!(opened.read_image().unwrap() == whole);
 }
 
 #[test]
