@@ -1,5 +1,6 @@
 //! Draining: sealed segments go to the store, and slots that nobody needs become free.
 
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,7 +144,7 @@ impl<P: Platform> Log<P> {
             let read = scan::image_with_holes(&self.0.device, volume, slot).await;
             let (image, holes) = read.map_err(|error| error.to_string())?;
             let summary = scan::summary_in(image.bytes(), volume, segment).map_err(|error| error.to_string())?;
-            let damaged = self.read_damaged(&image, &summary, slot).await.max(holes.len());
+            let damaged = self.read_damaged(&image, &summary, slot, &holes).await;
             let end = self.0.state.borrow().end_of(segment);
             let missing = end.map_or(0, |end| end.0.saturating_sub(summary.last_position().0));
             if damaged == 0 && missing == 0 {
@@ -162,10 +163,14 @@ impl<P: Platform> Log<P> {
         }
     }
 
-    /// Reads the damaged blocks of `image` again, each by itself. How many stay damaged.
-    async fn read_damaged(&self, image: &Buffer, summary: &Summary, slot: Slot) -> usize {
-        let mut left = 0;
-        for (offset, crc) in damaged_blocks(image.bytes(), summary, Offset(0)) {
+    /// Reads the damaged blocks of `image`, of which `holes` could not be read, again, each by itself. How many stay damaged, headers that
+    /// could not be read included.
+    async fn read_damaged(&self, image: &Buffer, summary: &Summary, slot: Slot, holes: &[scan::Hole]) -> usize {
+        let damaged = damaged_blocks(image.bytes(), summary, Offset(0));
+        let unused = unused(image, summary);
+        let is_data = |at: Offset| damaged.binary_search_by_key(&at, |(offset, _)| *offset).is_ok();
+        let mut left = holes.iter().filter(|hole| !is_data(hole.at) && !unused.contains(&(hole.at.0 as usize))).count();
+        for (offset, crc) in damaged {
             let place = self.0.volume.geometry.slot_place(slot).plus(offset.0);
             let block = image.part(offset.0 as usize * BLOCK_BYTES, BLOCK_BYTES);
             let whole = match self.read_alone(place, &block).await {
@@ -365,13 +370,16 @@ fn mend(image: &Buffer, summary: &Summary, volume: &Superblock, slot: Slot) {
     }
 }
 
+/// The blocks of a slot that hold nothing: behind the last batch, and before the summary.
+fn unused(image: &Buffer, summary: &Summary) -> Range<usize> {
+    let used = summary.batches.last().map_or(1, |batch| batch.offset().0 + 1 + batch.data_blocks()) as usize;
+    used..image.len() / BLOCK_BYTES - summary.blocks() as usize
+}
+
 /// Unused places read as zeros in the archive, whatever an older tenant of the slot left there.
 fn clear_unused(image: &Buffer, summary: &Summary) {
-    let used = summary.batches.last().map_or(1, |batch| batch.offset().0 + 1 + batch.data_blocks()) as usize;
-    let end = image.len() / BLOCK_BYTES - summary.blocks() as usize;
-    if used < end {
-        image.part(used * BLOCK_BYTES, (end - used) * BLOCK_BYTES).zero();
-    }
+    let unused = unused(image, summary);
+    image.part(unused.start * BLOCK_BYTES, unused.len() * BLOCK_BYTES).zero();
 }
 
 impl State {

@@ -96,6 +96,11 @@ impl Parts {
     fn may_delete(&self, now: Duration) -> bool {
         !self.obsolete.is_empty() && self.delete_again.is_none_or(|(at, _)| at <= now)
     }
+
+    /// When a delete that failed is tried again, if it still has to be.
+    fn next_delete(&self) -> Option<Duration> {
+        self.delete_again.filter(|_| !self.obsolete.is_empty()).map(|(at, _)| at)
+    }
 }
 
 /// The number under which it is noted that parts cannot be deleted: no segment's, since it keeps none from being archived.
@@ -136,7 +141,7 @@ impl<P: Platform> Log<P> {
         let elapsed = || self.0.platform.elapsed();
         let (mut next, mut pause) = (elapsed() + interval, ARCHIVE_RETRY.0);
         loop {
-            let again = self.0.state.borrow().archive.parts.delete_again.map_or(next, |(at, _)| at.min(next));
+            let again = self.0.state.borrow().archive.parts.next_delete().map_or(next, |at| at.min(next));
             let rest = self.0.platform.sleep(again.saturating_sub(elapsed()));
             let (due, asked) = match select(pin!(self.0.parts.until(|| self.due())), pin!(rest)).await {
                 Either::Left((due, _)) => (due, true),
