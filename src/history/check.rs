@@ -136,11 +136,6 @@ pub async fn check<D: Device>(device: &D) -> io::Result<Result<CheckReport, Form
     check_headers(device, &volume, &mut report).await;
     let found = scan::headers(device, &volume).await?.found;
     report.slots_used = found.len() as u32;
-    for remade in found.iter().filter(|found| found.remade) {
-        let offset = volume.geometry.slot_place(remade.slot).bytes();
-        let what = "the segment's header is damaged; its first batch is whole, and attaching writes the header again";
-        report.add(Severity::Damage, Some(remade.header.segment), Some(offset), what);
-    }
     let tail = match find_tail(device, &volume, None).await {
         Ok(tail) => tail,
         Err(ReplayError::Io(error)) => return Err(error),
@@ -152,6 +147,7 @@ pub async fn check<D: Device>(device: &D) -> io::Result<Result<CheckReport, Form
             }
         }
     };
+    check_remade(&volume, &found, tail.as_ref(), &mut report);
     let summaries = check_segments(device, &volume, &found, tail.as_ref(), &mut report).await;
     if let Some(tail) = &tail {
         check_tail(&volume, tail, &mut report);
@@ -160,6 +156,19 @@ pub async fn check<D: Device>(device: &D) -> io::Result<Result<CheckReport, Form
     report.ok = report.findings.iter().all(|finding| finding.severity < Severity::Damage);
     report.seconds = started.elapsed().as_secs_f64();
     Ok(Ok(report))
+}
+
+/// Headers that were made again from the first batch. A power cut may tear one that no flush covered.
+fn check_remade(volume: &Superblock, found: &[Found], tail: Option<&Tail>, report: &mut CheckReport) {
+    for Found { slot, header, .. } in found.iter().filter(|found| found.remade) {
+        let torn =
+            tail.is_some_and(|tail| header.segment == tail.last.header.segment && header.first_position > tail.durable);
+        let (severity, became) = if torn { (Severity::Note, "torn") } else { (Severity::Damage, "damaged") };
+        let what = format!(
+            "the segment's header is {became}; its first batch is whole, and attaching writes the header again"
+        );
+        report.add(severity, Some(header.segment), Some(volume.geometry.slot_place(*slot).bytes()), what);
+    }
 }
 
 async fn read_block<D: Device>(device: &D, offset: u64) -> io::Result<Buffer> {
