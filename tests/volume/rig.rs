@@ -150,7 +150,7 @@ impl Rig {
     }
 
     pub fn attach(&mut self) {
-        let primary = Primary::own(&self.primary(), Duration::from_secs(2)).unwrap();
+        let primary = Primary::own(&self.primary(), Duration::from_secs(20)).unwrap();
         let device = UringDevice::new(self.platform.clone(), primary);
         let store = open_store(&self.spec, Some(&self.volume)).unwrap();
         self.served = store.clone();
@@ -160,7 +160,7 @@ impl Rig {
 
     /// Why the volume cannot be attached.
     pub fn refused(&mut self) -> OpenError {
-        let primary = Primary::own(&self.primary(), Duration::from_secs(2)).unwrap();
+        let primary = Primary::own(&self.primary(), Duration::from_secs(20)).unwrap();
         let device = UringDevice::new(self.platform.clone(), primary);
         let store = open_store(&self.spec, Some(&self.volume)).unwrap();
         let opened = Volume::open(self.platform.clone(), device, store, VolumeOptions::default());
