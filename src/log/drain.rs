@@ -173,10 +173,7 @@ impl<P: Platform> Log<P> {
         for (offset, crc) in damaged {
             let place = self.0.volume.geometry.slot_place(slot).plus(offset.0);
             let block = image.part(offset.0 as usize * BLOCK_BYTES, BLOCK_BYTES);
-            let whole = match self.read_alone(place, &block).await {
-                Ok(found) => found == crc || self.read_behind(place, &block).await.is_ok_and(|found| found == crc),
-                Err(_) => false,
-            };
+            let whole = matches!(self.read_again(place, crc, &block).await, Ok(true));
             left += usize::from(!whole);
         }
         left

@@ -9,8 +9,17 @@ use crate::format::{BLOCK_BYTES, Block, Offset, Place, Superblock, block_crc};
 use crate::io::{Buffer, Device, Platform};
 
 impl<P: Platform> Log<P> {
+    /// Reads the block at `place` by itself, alone and, when that is wrong, behind the block before it. Whether `into` matches `crc`.
+    ///
+    /// # Errors
+    /// When the device cannot read it; it is not asked a second time then.
+    pub async fn read_again(&self, place: Place, crc: u32, into: &Buffer) -> io::Result<bool> {
+        let alone = self.read_alone(place, into).await?;
+        Ok(alone == crc || self.read_behind(place, into).await.is_ok_and(|found| found == crc))
+    }
+
     /// Reads the block at `place` alone. Gives its checksum.
-    pub async fn read_alone(&self, place: Place, into: &Buffer) -> io::Result<u32> {
+    pub(super) async fn read_alone(&self, place: Place, into: &Buffer) -> io::Result<u32> {
         self.0.device.read(place.bytes(), into.clone()).await?;
         Ok(block_crc(into.bytes()))
     }
@@ -20,7 +29,7 @@ impl<P: Platform> Log<P> {
     ///
     /// # Errors
     /// When the device fails, or there is no memory.
-    pub async fn read_behind(&self, place: Place, into: &Buffer) -> io::Result<u32> {
+    pub(super) async fn read_behind(&self, place: Place, into: &Buffer) -> io::Result<u32> {
         let both = Buffer::new(2 * BLOCK_BYTES)?;
         self.0.device.read(place.bytes() - BLOCK_BYTES as u64, both.clone()).await?;
         into.copy_from(0, both.part(BLOCK_BYTES, BLOCK_BYTES).bytes());

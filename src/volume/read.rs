@@ -115,12 +115,10 @@ impl<P: Platform> Volume<P> {
             let place = run.place.plus(rank);
             // One block may be bad where the run was read as one: try it alone, then the archive.
             let log = &self.0.log;
-            let alone = log.read_alone(place, &part).await;
-            let whole = matches!(alone, Ok(found) if found == crc)
-                || alone.is_ok() && log.read_behind(place, &part).await.is_ok_and(|found| found == crc)
-                || log.repair(block, place, crc, &part).await;
+            let again = log.read_again(place, crc, &part).await;
+            let whole = matches!(again, Ok(true)) || log.repair(block, place, crc, &part).await;
             if !whole {
-                outcome = Err(match alone {
+                outcome = Err(match again {
                     Err(error) => RequestError::Unreadable { block, cause: Arc::new(error) },
                     Ok(_) => RequestError::Corrupt { block },
                 });

@@ -41,11 +41,14 @@ fn again_and_at_another_level_is_the_same_segment() {
     sample.volume = Superblock { name: "other".to_owned(), generation: 50, ..sample.volume };
     assert_eq!(archive(&store, &sample, Packing::Zstd(3)).unwrap(), first);
     // Another segment of that name is not accepted, and says where it differs.
+    let before = sample.image.clone();
     let first = BatchHeader::parse(&sample.image[4096..], &sample.volume).unwrap();
     let other = BatchHeader { time_ns: first.header.time_ns ^ 1, ..first.header };
     other.encode(&sample.volume, &first.entries, &mut sample.image[4096..8192]);
     let error = archive(&store, &sample, Packing::Zstd(3)).unwrap_err();
-    assert!(matches!(error, ArchiveError::Conflict { .. }) && error.to_string().contains("byte 0x10"), "{error}");
+    let at = sample.image.iter().zip(&before).position(|(is, was)| is != was).unwrap();
+    let named = error.to_string().contains(&format!("byte {at:#x} of"));
+    assert!(matches!(error, ArchiveError::Conflict { .. }) && named, "{error}");
 }
 
 /// A header that could not be read when the segment was archived, or cannot be read any more: it is the same segment. (One that
