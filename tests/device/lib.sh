@@ -18,6 +18,8 @@ fail() {
   printf 'FAILED: %s\n' "$*" >&2
   exit 1
 }
+# What each process of ours or of the database waits for, and since when, for a failure that may be one of waiting.
+tell_processes() { ps -eo pid,ppid,stat,etime,time,wchan:24,args | grep -Ev ' \[|ps -eo| grep ' | cut -c1-150; }
 skip() {
   printf 'SKIP: %s\n' "$*"
   exit 77

@@ -25,11 +25,14 @@ as_postgres pgbench -q -i -s 15 bench 2>/dev/null
 agent=$!
 as_postgres pgbench -c 8 -j 2 -T 40 bench >"$WORK/pgbench.log" 2>&1 || { cat "$WORK/pgbench.log"; fail "pgbench failed"; }
 say "  $(grep '^tps' "$WORK/pgbench.log")"
+processes=$(tell_processes)
 kill $agent
 wait $agent 2>/dev/null || true
 marked=$(grep -c 'wal=.*system=.*version=' "$WORK/agent") || fail "the agent marked nothing: $(cat "$WORK/agent.log")"
 say "  the agent marked $marked points in 40 s; the last: $(tail -n 1 "$WORK/agent")"
-((marked >= 7)) || fail "the agent was to mark every 5 s: $(cat "$WORK/agent" "$WORK/agent.log")"
+((marked >= 7)) || fail "the agent was to mark every 5 s; the processes then:
+$processes
+$(cat "$WORK/agent" "$WORK/agent.log")"
 check_postgres "after pgbench"
 
 # The daemon dies under load: PostgreSQL may wait, it may not notice.
