@@ -295,6 +295,17 @@ impl Superblock {
         block
     }
 
+    /// Whether `block` is this superblock but for what openings and closes write: then a write that a power cut tore may have made it so.
+    pub fn may_be_torn(&self, block: &[u8]) -> bool {
+        let own = self.encode();
+        let (Ok(mut found), Ok(own)) = (Disk::read_from_bytes(block), Disk::ref_from_bytes(&own)) else { return false };
+        (found.generation, found.epoch, found.checksum) = (own.generation, own.epoch, own.checksum);
+        (found.close_segment, found.close_position) = (own.close_segment, own.close_position);
+        (found.close_checksum, found.loss_segment, found.loss_epoch) =
+            (own.close_checksum, own.loss_segment, own.loss_epoch);
+        found.as_bytes() == own.as_bytes()
+    }
+
     /// The superblock in `block`.
     ///
     /// # Errors

@@ -158,15 +158,23 @@ pub async fn check<D: Device>(device: &D) -> io::Result<Result<CheckReport, Form
     Ok(Ok(report))
 }
 
-/// Headers that were made again from the first batch. A power cut may tear one that no flush covered.
+/// Headers that were made again from the first batch. A power cut may tear one that no flush covered, and behind the end of the log there
+/// is nothing else.
 fn check_remade(volume: &Superblock, found: &[Found], tail: Option<&Tail>, report: &mut CheckReport) {
     for Found { slot, header, .. } in found.iter().filter(|found| found.remade) {
-        let torn =
-            tail.is_some_and(|tail| header.segment == tail.last.header.segment && header.first_position > tail.durable);
-        let (severity, became) = if torn { (Severity::Note, "torn") } else { (Severity::Damage, "damaged") };
-        let what = format!(
-            "the segment's header is {became}; its first batch is whole, and attaching writes the header again"
-        );
+        let (severity, what) = match tail.map(|tail| (tail.last.header.segment, tail.durable)) {
+            Some((last, _)) if header.segment > last => {
+                (Severity::Note, "the segment's header was torn, and all of it is given up: the log ends before it")
+            }
+            Some((last, durable)) if header.segment == last && header.first_position > durable => (
+                Severity::Note,
+                "the segment's header is torn; its first batch is whole, and attaching writes the header again",
+            ),
+            _ => (
+                Severity::Damage,
+                "the segment's header is damaged; its first batch is whole, and attaching writes the header again",
+            ),
+        };
         report.add(severity, Some(header.segment), Some(volume.geometry.slot_place(*slot).bytes()), what);
     }
 }
@@ -179,13 +187,20 @@ async fn read_block<D: Device>(device: &D, offset: u64) -> io::Result<Buffer> {
 
 async fn check_superblocks<D: Device>(device: &D, volume: &Superblock, report: &mut CheckReport) {
     for (which, offset) in [("superblock", 0), ("copy of the superblock", volume.geometry.copy_at())] {
-        let parsed = read_block(device, offset).await.map(|block| Superblock::parse(block.bytes()));
-        match parsed {
+        let block = read_block(device, offset).await;
+        let torn = block.as_ref().is_ok_and(|block| volume.may_be_torn(block.bytes()));
+        match block.map(|block| Superblock::parse(block.bytes())) {
             Ok(Ok(found)) if found == *volume => {}
             Ok(Ok(found)) => {
                 let what = format!(
                     "the {which} is older than the other (generation {} and {}); attach writes it again",
                     found.generation, volume.generation
+                );
+                report.add(Severity::Note, None, Some(offset), what);
+            }
+            Ok(Err(error)) if torn => {
+                let what = format!(
+                    "the {which}: {error}: it is as a power cut leaves it while it is written; attach writes it again from the other"
                 );
                 report.add(Severity::Note, None, Some(offset), what);
             }

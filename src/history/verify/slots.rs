@@ -50,7 +50,11 @@ pub(super) fn survey(survey: &mut Survey<'_>, view: &View) -> Result<(), History
             let last = view.slots.tail.as_ref().filter(|tail| (tail.summary.segment, tail.slot) == (*segment, *slot));
             let summary = last.map(|tail| tail.summary.as_ref()).or(seen.summary.as_ref());
             survey.copies.push(SegmentCopy::new(*segment, summary, Kind::Slot));
-            for flaw in seen.flaws {
+            for mut flaw in seen.flaws {
+                if is_free(survey.archived_through, view, *segment) {
+                    flaw.what
+                        .push_str("; the slot is free, and a power cut may have left part of a later segment in it");
+                }
                 let place = place_word(view, Some((*slot, flaw.offsets.as_ref().map_or(0, |offsets| offsets.start))));
                 survey.flaw(place, Some(*segment), flaw);
             }
@@ -143,16 +147,20 @@ fn settled(
             return Ok(None);
         }
         seen = look(&fresh, slot, segment, image)?;
-        let tail = fresh.slots.tail.as_ref().map_or(SegmentNumber(0), |tail| tail.summary.oldest_needed);
-        if segment < tail
-            && seen.as_ref().is_some_and(|seen| seen.flaws.iter().any(|flaw| flaw.zeros))
-            && (view.volume.backing == "none" || segment <= archived_through.max(archive_reaches(&fresh)?))
+        if seen.as_ref().is_some_and(|seen| seen.flaws.iter().any(|flaw| flaw.zeros))
+            && is_free(archived_through.max(archive_reaches(&fresh)?), &fresh, segment)
         {
             log::info!("segment {segment} in slot {slot} is not needed there, and was discarded");
             return Ok(None);
         }
     }
     Ok(seen)
+}
+
+/// Whether the slots of `segment` may be used again: it has left the working set, and is archived if there is an archive.
+fn is_free(archived_through: SegmentNumber, view: &View, segment: SegmentNumber) -> bool {
+    let oldest = view.slots.tail.as_ref().map_or(SegmentNumber(0), |tail| tail.summary.oldest_needed);
+    segment < oldest && (view.volume.backing == "none" || segment <= archived_through)
 }
 
 /// The newest segment that the end of the log says is archived.
