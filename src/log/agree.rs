@@ -322,9 +322,6 @@ impl State {
         let Some(first) = first else { return };
         let archive = &mut self.archive;
         archive.through = archive.through.min(first.before());
-        // Headers that say more are older than those that will say less, and only the newest counts.
-        archive.recorded = archive.recorded.min(archive.through);
-        self.archive_claims.iter_mut().for_each(|(_, claimed)| *claimed = (*claimed).min(archive.through));
         archive.parts.go_back(archive.through);
     }
 

@@ -382,9 +382,7 @@ impl State {
             working_set: volume.geometry.working_set,
             predecessor: head.chain(),
         });
-        if self.archive_claims.back().is_none_or(|(_, claimed)| *claimed < archived_through) {
-            self.archive_claims.push_back((closed.position, archived_through));
-        }
+        self.claims.place(closed.position, archived_through);
         self.counters.overhead_blocks += 1;
         self.counters.batches += 1;
         let rank = (closed.position.0 - self.completed.0 - 1) as usize;

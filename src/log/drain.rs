@@ -139,10 +139,13 @@ impl<P: Platform> Log<P> {
     /// is nowhere else: only what stays damaged is archived as it is.
     async fn read_image(&self, segment: SegmentNumber, slot: Slot) -> Result<(Buffer, Summary), String> {
         let volume = &self.0.volume;
-        let mut tries = 1;
+        let (mut tries, mut before): (_, Option<(Buffer, Vec<scan::Hole>)>) = (1, None);
         loop {
             let read = scan::image_with_holes(&self.0.device, volume, slot).await;
-            let (image, holes) = read.map_err(|error| error.to_string())?;
+            let (image, mut holes) = read.map_err(|error| error.to_string())?;
+            if let Some((image_before, holes_before)) = before.take() {
+                fill_holes(&image, &mut holes, &image_before, &holes_before);
+            }
             let summary = scan::summary_in(image.bytes(), volume, segment).map_err(|error| error.to_string())?;
             let damaged = self.read_damaged(&image, &summary, slot, &holes).await;
             let end = self.0.state.borrow().end_of(segment);
@@ -160,6 +163,7 @@ impl<P: Platform> Log<P> {
             }
             self.rest(ARCHIVE_RETRY.0 * tries, |_| false).await;
             tries += 1;
+            before = Some((image, holes));
         }
     }
 
@@ -367,6 +371,18 @@ fn mend(image: &Buffer, summary: &Summary, volume: &Superblock, slot: Slot) {
     }
 }
 
+/// What could not be read this time, but could the time before, is as it was then.
+fn fill_holes(image: &Buffer, holes: &mut Vec<scan::Hole>, before: &Buffer, holes_before: &[scan::Hole]) {
+    holes.retain(|hole| {
+        let still = holes_before.iter().any(|other| other.at == hole.at);
+        if !still {
+            let at = hole.at.0 as usize * BLOCK_BYTES;
+            image.copy_from(at, &before.bytes()[at..at + BLOCK_BYTES]);
+        }
+        still
+    });
+}
+
 /// The blocks of a slot that hold nothing: behind the last batch, and before the summary.
 fn unused(image: &Buffer, summary: &Summary) -> Range<usize> {
     let used = summary.batches.last().map_or(1, |batch| batch.offset().0 + 1 + batch.data_blocks()) as usize;
@@ -434,7 +450,7 @@ impl State {
     pub(super) fn waits_for_record(&self, volume: &Superblock) -> bool {
         let through = self.unneeded_through(volume).unwrap_or_default().min(self.archive.through);
         let mut stuck = self.table.segments().filter(|(_, info)| info.life == Life::Inactive && info.archived);
-        self.table.free_slots() <= 1 && stuck.any(|(segment, _)| self.archive.recorded < segment && segment <= through)
+        self.table.free_slots() <= 1 && stuck.any(|(segment, _)| self.claims.recorded() < segment && segment <= through)
     }
 
     /// Forgets the points for which a segment has left the primary: with a store they are in the archive, otherwise gone.
@@ -479,7 +495,7 @@ impl State {
     /// The same, and with a store one that a durable header says is archived.
     fn recyclable_through(&self, volume: &Superblock, store: bool) -> Option<SegmentNumber> {
         let through = self.unneeded_through(volume)?;
-        Some(if store { through.min(self.archive.recorded) } else { through })
+        Some(if store { through.min(self.claims.recorded()) } else { through })
     }
 
     /// Whether slots could be freed, as far as it is known what the store has.

@@ -68,7 +68,8 @@ impl<P: Platform> Log<P> {
             state.flushes.ended += 1;
             if result.is_ok() {
                 state.durable = state.durable.max(through);
-                state.note_durable_claims();
+                let durable = state.durable;
+                state.claims.durable(durable);
                 for slot in sealed {
                     state.table.get_mut(slot).durable = true;
                 }
@@ -140,15 +141,6 @@ impl State {
         match self.check() {
             Err(LogError::Closing) | Ok(()) => Ok(()),
             stopped => stopped,
-        }
-    }
-
-    fn note_durable_claims(&mut self) {
-        while let Some((position, through)) = self.archive_claims.front().copied()
-            && position <= self.durable
-        {
-            self.archive.recorded = self.archive.recorded.max(through);
-            self.archive_claims.pop_front();
         }
     }
 

@@ -19,6 +19,7 @@
 
 mod agree;
 mod append;
+mod claims;
 mod clean;
 mod drain;
 mod flush;
@@ -47,6 +48,7 @@ use crate::format::{BLOCK_BYTES, Checksum, Entry, Position, SegmentNumber, Super
 use crate::index::Index;
 use crate::io::{Buffer, Platform, Signal};
 pub use agree::{ArchiveEnds, ArchiveFound, Disagreement, WholeSegments, look_at_archive, tail_agrees};
+use claims::Claims;
 use clean::Cleaner;
 pub use head::Closed;
 use head::{Head, Promise};
@@ -126,8 +128,6 @@ pub struct ArchiveState {
     pub segment_seconds: f64,
     /// Every segment up to here is archived.
     pub through: SegmentNumber,
-    /// Every segment up to here is archived and a durable header says so.
-    pub recorded: SegmentNumber,
     /// Synch points that need segments which have left the primary.
     pub points: u64,
     /// Whether the store is known to be of the same past as the primary, and to have what was put into it.
@@ -178,8 +178,7 @@ struct State {
     closing: bool,
     fail_waiting: bool,
     archive: ArchiveState,
-    /// Archived-through positions of headers that are not durable yet.
-    archive_claims: VecDeque<(Position, SegmentNumber)>,
+    claims: Claims,
     counters: Counters,
     /// Synch points that the primary alone can restore, oldest first.
     points: Vec<SynchMark>,

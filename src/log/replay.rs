@@ -21,8 +21,8 @@ use futures_util::stream;
 use super::limits::{MISSING_LEAVE, READS_IN_FLIGHT};
 use super::scan::{self, Found, Headers, Hole, ScanError};
 use super::{
-    ArchiveState, Archiving, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, Rollback, State, Table,
-    WholeSegments,
+    ArchiveState, Archiving, Claims, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, Rollback, State,
+    Table, WholeSegments,
 };
 use crate::archive::{Spec, Store};
 use crate::format::{
@@ -57,7 +57,7 @@ pub enum ReplayError {
     Order { segment: SegmentNumber, block: u64 },
     #[error(transparent)]
     Scan(#[from] ScanError),
-    #[error("reading the primary: {0}")]
+    #[error("the primary: {0}")]
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
@@ -185,6 +185,8 @@ pub async fn find_tail<D: Device>(
         });
     }
     tail.durable = tail.durable.min(broken.previous());
+    // What only this entry tells, that there is a log, a torn write in its place would take away.
+    tail.walk.ends_with_open &= tail.position() > Position(1);
     Ok(Some(tail))
 }
 
@@ -403,16 +405,27 @@ impl<P: Platform> Log<P> {
     ) -> Result<Self, ReplayError> {
         let seen = tail.iter().flat_map(|tail| &tail.found).map(|found| found.header.epoch).max().unwrap_or(0);
         let walked = tail.as_ref().map_or(0, |tail| tail.walk.summary.epoch);
-        volume.epoch = volume.epoch.max(seen).max(walked) + 1;
+        let before = volume.epoch;
+        volume.epoch = before.max(seen).max(walked) + 1;
         let mut state = match tail {
             None => fresh(&volume, platform.wall_ns())?,
             Some(tail) => {
                 if !options.read_only {
                     bury(&device, &volume, &tail).await?;
+                    if tail.walk.ends_with_open {
+                        disclaim(&device, &mut volume, before).await?;
+                    }
                 }
                 let through = if store.is_some() { tail.archived_through() } else { SegmentNumber(u64::MAX) };
                 let archived = ArchivedOnes { through, whole: options.agreed.clone() };
-                rebuild(&device, &volume, tail, &archived, platform.wall_ns()).await?
+                let (state, lacking) = rebuild(&device, &volume, tail, &archived, platform.wall_ns()).await?;
+                for (slot, summary) in lacking.iter().filter(|_| !options.read_only) {
+                    // All was read without it, so one that cannot be written keeps nobody from the volume.
+                    if let Err(error) = write_summary(&device, &volume, *slot, summary).await {
+                        log::warn!("segment {}: its summary cannot be written again: {error}", summary.segment);
+                    }
+                }
+                state
             }
         };
         (state.archive.agreed, state.archive.options) = (options.agreed.is_some(), options.archiving);
@@ -514,7 +527,7 @@ fn state(
         closing: false,
         fail_waiting: false,
         archive: ArchiveState { through: archived, ..ArchiveState::default() },
-        archive_claims: VecDeque::new(),
+        claims: Claims::default(),
         counters: Counters::default(),
         points,
         spare_buffers: Vec::new(),
@@ -552,15 +565,33 @@ async fn bury<D: Device>(device: &D, volume: &Superblock, tail: &Tail) -> Result
         device.write(volume.geometry.slot_place(*slot).plus(hole.at.0).bytes(), zeros.clone()).await?;
     }
     for (slot, summary) in &tail.unsealed {
-        let bytes = Buffer::new(summary.blocks() as usize * BLOCK_BYTES)?;
-        bytes.write(|out| summary.encode(volume, out));
-        let first = volume.geometry.segment_blocks - summary.blocks();
-        device.write(volume.geometry.slot_place(*slot).plus(first).bytes(), bytes).await?;
+        write_summary(device, volume, *slot, summary).await?;
     }
     Ok(())
 }
 
-/// Rebuilds index, counts and head from the segments that the tail needs.
+/// Lets nothing claim the open entry that the log ends with, since another takes its place, which a power cut may tear: neither the record of a
+/// clean close nor, by its flush, a header that has been buried. The superblock keeps its epoch until the log has the new one.
+async fn disclaim<D: Device>(device: &D, volume: &mut Superblock, epoch: u64) -> std::io::Result<()> {
+    volume.generation += 1;
+    volume.clean_close = None;
+    scan::write_superblock(device, &Superblock { epoch, ..volume.clone() }).await
+}
+
+async fn write_summary<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    slot: Slot,
+    summary: &Summary,
+) -> std::io::Result<()> {
+    let bytes = Buffer::new(summary.blocks() as usize * BLOCK_BYTES)?;
+    bytes.write(|out| summary.encode(volume, out));
+    let first = volume.geometry.segment_blocks - summary.blocks();
+    device.write(volume.geometry.slot_place(slot).plus(first).bytes(), bytes).await
+}
+
+/// Rebuilds index, counts and head from the segments that the tail needs. Also returns the summaries that their slots lack: one rots, or was
+/// on its way when a flush made the next segment's first batches durable, and the power went.
 ///
 /// Segments that are `archived` are in the archive, or there is no archive to wait for.
 async fn rebuild<D: Device>(
@@ -569,7 +600,7 @@ async fn rebuild<D: Device>(
     tail: Tail,
     archived: &ArchivedOnes,
     wall_ns: i64,
-) -> Result<State, ReplayError> {
+) -> Result<(State, Vec<(Slot, Summary)>), ReplayError> {
     let mut rebuilt = Rebuilt {
         index: Index::new(volume.geometry.volume_blocks)?,
         table: Table::new(volume.geometry),
@@ -581,20 +612,26 @@ async fn rebuild<D: Device>(
     let summaries = needed.iter().map(async |found| {
         let segment = found.header.segment;
         let held = tail.unsealed.iter().find(|(slot, _)| *slot == found.slot).map(|(_, summary)| summary.clone());
-        let summary = match held {
-            Some(summary) => Ok(summary),
-            None => scan::summary(device, volume, found.slot, segment).await.map_err(|error| {
-                log::error!("{error}");
-                ReplayError::Segment { segment }
-            }),
+        let (summary, remade) = match held {
+            Some(summary) => (Ok(summary), false),
+            None => scan::summary_or_remade(device, volume, found.slot, segment)
+                .await
+                .map_or_else(|error| (Err(error), false), |(summary, remade)| (Ok(summary), remade)),
         };
-        (*found, summary)
+        let summary = summary.map_err(|error| {
+            log::error!("{error}");
+            ReplayError::Segment { segment }
+        });
+        (*found, summary, remade)
     });
     let mut summaries = stream::iter(summaries).buffered(READS_IN_FLIGHT);
-    let mut before: Option<Summary> = None;
-    while let Some((found, summary)) = summaries.next().await {
+    let (mut before, mut lacking): (Option<Summary>, _) = (None, Vec::new());
+    while let Some((found, summary, remade)) = summaries.next().await {
         let summary = summary?;
         linked(before.as_ref(), &summary)?;
+        if remade {
+            lacking.push((found.slot, summary.clone()));
+        }
         adopt(&mut rebuilt.table, found, &summary, archived.has(found.header.segment, true));
         rebuilt.apply(&summary, &volume.geometry, found.slot)?;
         before = Some(summary);
@@ -621,7 +658,7 @@ async fn rebuild<D: Device>(
     if let Some(whole) = &archived.whole {
         state.report_missing(volume, again, whole);
     }
-    Ok(state)
+    Ok((state, lacking))
 }
 
 /// The head of the log behind `tail`: the last segment continued, or, when it was sealed, the next one begun.

@@ -135,17 +135,27 @@ async fn header<D: Device>(device: &D, volume: &Superblock, slot: Slot, start: B
     unreadable.map_or(Ok(None), Err)
 }
 
-/// The summary of `segment` in `slot`; made again from the batch headers when it is rotten.
+/// The summary of `segment` in `slot`; made again from the batch headers when it is rotten, or never reached the device.
 pub async fn summary<D: Device>(
     device: &D,
     volume: &Superblock,
     slot: Slot,
     segment: SegmentNumber,
 ) -> Result<Summary, ScanError> {
+    Ok(summary_or_remade(device, volume, slot, segment).await?.0)
+}
+
+/// The same, and whether it was made again.
+pub async fn summary_or_remade<D: Device>(
+    device: &D,
+    volume: &Superblock,
+    slot: Slot,
+    segment: SegmentNumber,
+) -> Result<(Summary, bool), ScanError> {
     if let Ok(summary) = stored_summary(device, volume, slot).await
         && summary.segment == segment
     {
-        return Ok(summary);
+        return Ok((summary, false));
     }
     let offset = volume.geometry.slot_place(slot).bytes();
     let format = |source| ScanError::Format { segment, offset, source };
@@ -155,7 +165,7 @@ pub async fn summary<D: Device>(
         return Err(format(FormatError::Identity { what: "segment" }));
     }
     log::warn!("segment {segment}: its summary is damaged; its headers are whole");
-    Ok(summary)
+    Ok((summary, true))
 }
 
 /// The summary as it was written at the end of the slot, when it is there and whole.
