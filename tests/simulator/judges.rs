@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use salvol::archive::Store;
 use salvol::format::{BLOCK_BYTES, Block, EntryKind, Position, SegmentNumber, Summary};
-use salvol::history::{HistoryError, Progress, Severity, Source, check_path, restore, verify};
+use salvol::history::{HistoryError, Progress, Severity, Source, VerifyFinding, check_path, restore, verify};
 use salvol::io::simulated::SimulatedDisk;
 
 use super::common::*;
@@ -80,16 +80,26 @@ impl Judge<'_> {
         let damage: Vec<_> = checked.findings.iter().filter(|finding| finding.severity == Severity::Damage).collect();
         assert!(damage.is_empty(), "{damage:?}");
         let both = Source::open_primary_with(&primary, self.store()).unwrap();
+        let oldest = whole_log_of(self.disk, self.shape, self.store()).values().next_back().unwrap().oldest_needed;
+        let mut affected = Vec::new();
         let mut sources = vec![both];
         sources.extend(self.store.as_ref().map(|_| Source::open_store(self.shape.superblock(), self.store()).unwrap()));
         for source in &sources {
             let report = verify(source, &Progress::none()).unwrap();
-            // A power cut may leave half of a segment in a slot that was free, under the header of the one before.
+            // A power cut may leave half of a segment in a slot that was free, under the header of the one before: that is in the archive,
+            // or, where there is none, is there by chance, with the points that need it.
+            let by_chance = |segment: Option<u64>| {
+                self.store.is_none() && segment.is_some_and(|segment| SegmentNumber(segment) < oldest)
+            };
+            let harms = |finding: &&VerifyFinding| finding.points_unknown || !finding.points.is_empty();
             let harm: Vec<_> =
-                report.findings.iter().filter(|finding| finding.points_unknown || !finding.points.is_empty()).collect();
+                report.findings.iter().filter(harms).filter(|finding| !by_chance(finding.segment)).collect();
             assert!(harm.is_empty(), "{harm:?}");
+            affected.extend(report.points_affected);
         }
-        for (point, state) in self.model.points.borrow().iter().rev().take(6) {
+        let points = self.model.points.borrow();
+        let whole = points.iter().filter(|(point, _)| !affected.contains(&format!("p{}", point.point)));
+        for (point, state) in whole.rev().take(6) {
             for source in &sources {
                 // The newest segments are not in the archive, and without one the oldest points have gone.
                 let Ok(moment) = source.resolve(&format!("p{}", point.point)) else { continue };

@@ -239,6 +239,12 @@ impl Model {
             list.truncate((rank + 1) as usize);
             list.iter_mut().for_each(|version| version.acknowledged = Some(version.acknowledged.unwrap_or(now)));
         }
+        // Of a block that could not be read any version may be there that is not too old; a later look must not miss the others.
+        for (_, list) in versions.iter_mut().filter(|(block, _)| !settled(block)) {
+            let must = |version: &Version| version.acknowledged.is_some_and(|at| everything || at < horizon);
+            let sure = list.iter().rposition(must).map_or(0, |rank| rank + 1);
+            list[sure..].iter_mut().for_each(|version| version.acknowledged = None);
+        }
         // What an opening found it has made durable.
         self.durable_before.set(now + 1);
         self.busy.borrow_mut().clear();
