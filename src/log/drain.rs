@@ -492,10 +492,10 @@ impl State {
         begun.checked_sub(u64::from(volume.geometry.working_set) + 1).filter(|number| *number > 0).map(SegmentNumber)
     }
 
-    /// The same, and with a store one that a durable header says is archived.
+    /// The same, and with a store one that a durable header says is archived, as the next header will.
     fn recyclable_through(&self, volume: &Superblock, store: bool) -> Option<SegmentNumber> {
         let through = self.unneeded_through(volume)?;
-        Some(if store { through.min(self.claims.recorded()) } else { through })
+        Some(if store { through.min(self.claims.recorded()).min(self.archive.through) } else { through })
     }
 
     /// Whether slots could be freed, as far as it is known what the store has.

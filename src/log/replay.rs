@@ -185,8 +185,9 @@ pub async fn find_tail<D: Device>(
         });
     }
     tail.durable = tail.durable.min(broken.previous());
-    // What only this entry tells, that there is a log, a torn write in its place would take away.
-    tail.walk.ends_with_open &= tail.position() > Position(1);
+    // An open entry is not written over when it alone tells that there is a log, or when a torn header behind it claims it: a torn write in its
+    // place would be taken for the end of everything, or for damage.
+    tail.walk.ends_with_open &= tail.position() > Position(1) && later < tail.position();
     Ok(Some(tail))
 }
 
@@ -412,13 +413,14 @@ impl<P: Platform> Log<P> {
             Some(tail) => {
                 if !options.read_only {
                     bury(&device, &volume, &tail).await?;
-                    if tail.walk.ends_with_open {
-                        disclaim(&device, &mut volume, before).await?;
-                    }
                 }
+                let replaces = tail.walk.ends_with_open;
                 let through = if store.is_some() { tail.archived_through() } else { SegmentNumber(u64::MAX) };
                 let archived = ArchivedOnes { through, whole: options.agreed.clone() };
                 let (state, lacking) = rebuild(&device, &volume, tail, &archived, platform.wall_ns()).await?;
+                if replaces && !options.read_only {
+                    disclaim(&device, &mut volume, before).await?;
+                }
                 for (slot, summary) in lacking.iter().filter(|_| !options.read_only) {
                     // All was read without it, so one that cannot be written keeps nobody from the volume.
                     if let Err(error) = write_summary(&device, &volume, *slot, summary).await {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::future::{Either, select};
 
 use super::{Shared, Volume};
-use crate::archive::{ArchiveError, Lineage, ObjectName, Store, one_past};
+use crate::archive::{ArchiveError, Lineage, Store};
 use crate::format::{AcceptedLoss, BLOCK_BYTES, FormatError, Position, SegmentNumber, Superblock};
 use crate::io::{Device, Platform};
 use crate::log::limits::STORE_PATIENCE;
@@ -177,41 +177,21 @@ async fn refuse_stranger<P: Platform>(
 /// Records in the superblock that the log ends with `tail`, and that what the archive has behind it is given up: neither
 /// this opening nor a later one holds it against the primary. The epochs that follow are above all of that.
 async fn accept_loss<P: Platform>(platform: &P, superblock: &mut Superblock, store: Arc<dyn Store>, tail: &Tail) {
-    let known = superblock.clone();
-    let names = ask(platform, move || objects_of(&store, &known)).await;
-    let names = names.inspect_err(|error| log::warn!("{}: {error}", superblock.name)).ok();
-    let archived = names.iter().flatten().map(|name| name.epoch);
+    let history = superblock.history;
+    let list = ask(platform, move || store.list().map_err(|error| error.to_string())).await;
+    let names = list.inspect_err(|error| log::warn!("{}: {error}", superblock.name)).unwrap_or_default();
+    let archived = names.iter().filter(|(name, _)| name.history == history).map(|(name, _)| name.epoch);
     let seen = tail.found.iter().map(|found| found.header.epoch).chain(archived).max().unwrap_or(0);
     superblock.epoch = superblock.epoch.max(seen).max(tail.walk.summary.epoch);
     superblock.generation += 1;
-    superblock.accepted_loss = Some(loss_behind(lost_from(tail), superblock.epoch, superblock, names.as_deref()));
+    superblock.accepted_loss = Some(loss_behind(tail, superblock, superblock.epoch));
 }
 
-/// The archive's objects of the volume's own history.
-fn objects_of(store: &Arc<dyn Store>, volume: &Superblock) -> Result<Vec<ObjectName>, String> {
-    let names = Lineage::read(store, volume).map_err(|error| error.to_string())?.names;
-    Ok(names.into_iter().filter(|name| name.history == volume.history).collect())
-}
-
-/// The first segment that is given up when the log ends with `tail`.
-fn lost_from(tail: &Tail) -> SegmentNumber {
-    tail.last.header.segment.plus(u64::from(tail.sealed))
-}
-
-/// What of the archive is given up: its objects of segments from `segment` on, up to `epoch`. There is one such record, so one that was made earlier
-/// is kept, by covering it, while there may be an object that it is needed for: `names` are the archive's, when it could be asked.
-/// What was archived between the two losses would be given up with it.
-fn loss_behind(segment: SegmentNumber, epoch: u64, volume: &Superblock, names: Option<&[ObjectName]>) -> AcceptedLoss {
-    let loss = AcceptedLoss { segment, epoch };
-    let Some(before) = volume.accepted_loss.filter(|before| before.segment < segment) else { return loss };
-    let is_over = |names: &[ObjectName]| {
-        let kept = names.iter().filter(|name| !loss.covers(name.segment, name.epoch)).copied().collect();
-        // Of one segment's objects the last is of the largest epoch, and counts.
-        let kept = one_past(kept, None);
-        let mut newest = kept.chunk_by(|a, b| a.segment == b.segment).filter_map(<[_]>::last);
-        !newest.any(|name| before.covers(name.segment, name.epoch))
-    };
-    if names.is_some_and(is_over) { loss } else { AcceptedLoss { segment: before.segment, epoch } }
+/// What is given up when the log ends with `tail`: the archive's objects from its last segment on, up to `epoch`.
+fn loss_behind(tail: &Tail, superblock: &Superblock, epoch: u64) -> AcceptedLoss {
+    let segment = tail.last.header.segment.plus(u64::from(tail.sealed));
+    let before = superblock.accepted_loss.map_or(segment, |loss| loss.segment);
+    AcceptedLoss { segment: segment.min(before), epoch }
 }
 
 /// The segment in which archive and primary differ even when everything behind `tail` is given up: the sealed segments of the
@@ -223,16 +203,10 @@ async fn apart<P: Platform>(
     store: Arc<dyn Store>,
     tail: &Tail,
 ) -> Option<SegmentNumber> {
-    let (known, from) = (volume.clone(), lost_from(tail));
-    let look = move || {
-        let names = objects_of(&store, &known)?;
-        let loss = loss_behind(from, u64::MAX, &known, Some(&names));
-        let accepted = Superblock { accepted_loss: Some(loss), ..known };
-        let found = look_at_archive(&store, &accepted).map_err(|error| error.to_string())?;
-        Ok((accepted, found))
-    };
-    let (accepted, found) = ask(platform, look).await.ok()?;
-    let ends = found.ends?;
+    let accepted = Superblock { accepted_loss: Some(loss_behind(tail, volume, u64::MAX)), ..volume.clone() };
+    let known = accepted.clone();
+    let found = ask(platform, move || look_at_archive(&store, &known).map_err(|error| error.to_string())).await;
+    let ends = found.ok()?.ends?;
     tail_agrees(device, &accepted, Some(tail), &ends).await.err().map(|_| ends.segment)
 }
 
@@ -268,32 +242,4 @@ async fn compare_with_archive<P: Platform>(
         Disagreement::Ahead { archived, position } => OpenError::ArchiveAhead { archived, position, last },
         Disagreement::Differs { segment } => OpenError::ArchiveDiffers { segment, last },
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// (Segments 2 to 9 were given up with it, and could not be restored any more, once a loss had been accepted at segment 2 before.)
-    #[test]
-    fn a_second_accepted_loss_keeps_what_was_archived_since_the_first() {
-        let mut volume = Superblock::example();
-        let history = volume.history;
-        let whole = |segment: u64, epoch| ObjectName { history, segment: SegmentNumber(segment), epoch, part: 0 };
-        let loss = |segment: u64, epoch| AcceptedLoss { segment: SegmentNumber(segment), epoch };
-        volume.accepted_loss = Some(loss(2, 1));
-        let behind = |names: Option<&[ObjectName]>| loss_behind(SegmentNumber(10), 5, &volume, names);
-        let between: Vec<_> = (1..=1).map(|segment| whole(segment, 1)).chain((2..10).map(|n| whole(n, 3))).collect();
-        assert_eq!(behind(Some(&between)), loss(10, 5));
-        // What was lost the first time is no threat behind, or beside, what is newer.
-        let mut both = between.clone();
-        both.extend([whole(2, 1), whole(5, 1), whole(12, 1)]);
-        both.sort_by_key(|name| (name.segment, name.epoch));
-        assert_eq!(behind(Some(&both)), loss(10, 5));
-        // It is while nothing newer is there; and when the archive could not be asked, it may be.
-        let old: Vec<_> = (1..8).map(|segment| whole(segment, 1)).collect();
-        assert_eq!(behind(Some(&old)), loss(2, 5));
-        assert_eq!(behind(None), loss(2, 5));
-        assert_eq!(loss_behind(SegmentNumber(1), 5, &volume, Some(&between)), loss(1, 5));
-    }
 }

@@ -58,8 +58,8 @@ fn histories_that_once_failed() {
     // that rotted on the primary afterwards. (Other changes have made other histories of these seeds since.)
     // `check` called a summary damaged that a power cut had kept from the device, and no opening wrote it. The power went while an opening put
     // its entry in the place of one that the record of a clean close claimed. A segment whose headers could not be read now
-    // and then was archived without them. An empty volume lost its only entry to a power cut while it was opened. A full log stood still because its
-    // store had lost something again and again, which the second of two accepted losses had given up.
+    // and then was archived without them. An empty volume lost its only entry to a power cut while it was opened. A full log stood still because
+    // its store seemed to have lost something again and again, for which a second accepted loss was the reason.
     // And two faults of the judges: a point that needs a slot that is free counted as lost without a store; so did versions of
     // a block that could not be read when it was looked at, and that an earlier power cut had taken.
     let seeds =
