@@ -147,7 +147,7 @@ impl<P: Platform> Log<P> {
                 fill_holes(&image, &mut holes, &image_before, &holes_before);
             }
             let summary = scan::summary_in(image.bytes(), volume, segment).map_err(|error| error.to_string())?;
-            let damaged = self.read_damaged(&image, &summary, slot, &holes).await;
+            let damaged = self.mend_image(&image, &summary, slot, &holes).await;
             let end = self.0.state.borrow().end_of(segment);
             let missing = end.map_or(0, |end| end.0.saturating_sub(summary.last_position().0));
             if damaged == 0 && missing == 0 {
@@ -167,20 +167,37 @@ impl<P: Platform> Log<P> {
         }
     }
 
-    /// Reads the damaged blocks of `image`, of which `holes` could not be read, again, each by itself. How many stay damaged, headers that
-    /// could not be read included.
-    async fn read_damaged(&self, image: &Buffer, summary: &Summary, slot: Slot, holes: &[scan::Hole]) -> usize {
+    /// How much of `image`, of which `holes` could not be read, stays damaged when it is asked for again: blocks, and headers that could not be
+    /// read.
+    async fn mend_image(&self, image: &Buffer, summary: &Summary, slot: Slot, holes: &[scan::Hole]) -> usize {
         let damaged = damaged_blocks(image.bytes(), summary, Offset(0));
         let unused = unused(image, summary);
         let is_data = |at: Offset| damaged.binary_search_by_key(&at, |(offset, _)| *offset).is_ok();
-        let mut left = holes.iter().filter(|hole| !is_data(hole.at) && !unused.contains(&(hole.at.0 as usize))).count();
+        let headers = holes.iter().filter(|hole| !is_data(hole.at) && !unused.contains(&(hole.at.0 as usize))).count();
+        headers + self.read_damaged(image, summary.segment, slot, damaged).await
+    }
+
+    /// Reads the `damaged` blocks of `image`, which begins with the slot, each by itself, and then from the segment's parts in the store: these
+    /// may have been made before the primary rotted. How many stay damaged.
+    pub(super) async fn read_damaged(
+        &self,
+        image: &Buffer,
+        segment: SegmentNumber,
+        slot: Slot,
+        damaged: Vec<(Offset, u32)>,
+    ) -> usize {
+        let part = |offset: Offset| image.part(offset.0 as usize * BLOCK_BYTES, BLOCK_BYTES);
+        let mut left = Vec::new();
         for (offset, crc) in damaged {
             let place = self.0.volume.geometry.slot_place(slot).plus(offset.0);
-            let block = image.part(offset.0 as usize * BLOCK_BYTES, BLOCK_BYTES);
-            let whole = matches!(self.read_again(place, crc, &block).await, Ok(true));
-            left += usize::from(!whole);
+            if !matches!(self.read_again(place, crc, &part(offset)).await, Ok(true)) {
+                left.push((offset, crc));
+            }
         }
-        left
+        let count = left.len();
+        let found = self.read_parts(segment, left).await;
+        found.iter().for_each(|(offset, bytes)| part(*offset).copy_from(0, bytes));
+        count - found.len()
     }
 
     /// Takes the outcome of an archiving; whether it failed.

@@ -18,7 +18,7 @@ use super::pace::at_once;
 use super::{Head, Log, LogError, State};
 use crate::archive::{
     ArchiveError, ArchiveJob, Archived, ArchivedSegment, Extent, Lineage, ObjectName, Packing, Store, StoreError,
-    archive_segment, audit_object, is_unreadable,
+    archive_segment, audit_object, damaged_blocks, is_unreadable,
 };
 use crate::format::{
     ArchiveAt, BLOCK_BYTES, BatchHeader, BatchRecord, Checksum, Offset, Position, SegmentNumber, Summary, Superblock,
@@ -184,7 +184,7 @@ impl<P: Platform> Log<P> {
     }
 
     /// Whether the volume archives as soon as it can: parts of the newest segment are of no use without all that is older.
-    fn archives_parts(&self) -> bool {
+    pub(super) fn archives_parts(&self) -> bool {
         self.0.store.is_some() && self.0.volume.archive_at == ArchiveAt::Seal
     }
 
@@ -224,6 +224,9 @@ impl<P: Platform> Log<P> {
         let Some(cut) = self.0.state.borrow().cut(&self.0.volume) else { return Ok(false) };
         let last = cut.summary.last_position();
         let merged = cut.merges;
+        if merged {
+            self.mend(&cut).await;
+        }
         let (store, volume) = (self.0.store.clone().ok_or("no store")?, self.0.volume.clone());
         // What matters is to have it there soon.
         let packing = at_once(volume.compression);
@@ -239,6 +242,18 @@ impl<P: Platform> Log<P> {
         // The store works: what it did not delete before it may delete now.
         self.delete_obsolete().await;
         Ok(true)
+    }
+
+    /// The segment's memory may lack what an opening could not read, and the parts that this one takes the place of have it.
+    async fn mend(&self, cut: &Cut) {
+        let (segment, slot, holed) = {
+            let state = self.0.state.borrow();
+            (state.head.header.segment, state.head.slot, state.table.get(state.head.slot).holed)
+        };
+        if segment == cut.summary.segment && holed {
+            let damaged = damaged_blocks(cut.run.bytes(), &cut.summary, cut.extent.first);
+            self.read_damaged(&cut.run, segment, slot, damaged).await;
+        }
     }
 
     /// Deletes parts that something else stands for; those of an ancestor stay. When that fails it is tried again later, at

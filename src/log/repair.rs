@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Log;
 use crate::archive::{ArchiveError, ArchivedSegment, Lineage, ObjectName, Store, StoreError};
-use crate::format::{BLOCK_BYTES, Block, Offset, Place, Superblock, block_crc};
+use crate::format::{BLOCK_BYTES, Block, Offset, Place, SegmentNumber, Superblock, block_crc};
 use crate::io::{Buffer, Device, Platform};
 
 impl<P: Platform> Log<P> {
@@ -40,19 +40,25 @@ impl<P: Platform> Log<P> {
     /// whether it could: then `into` matches `crc`.
     pub async fn repair(&self, block: Block, place: Place, crc: u32, into: &Buffer) -> bool {
         let volume = &self.0.volume;
-        let (name, offset) = {
+        let (name, offset, whole) = {
             let state = self.0.state.borrow();
             let slot = volume.geometry.slot_of(place);
             let info = state.table.get(slot);
             let offset = Offset(place.0 - volume.geometry.slot_place(slot).0);
             let name = ObjectName { history: volume.history, segment: info.segment, epoch: info.epoch, part: 0 };
             // What the volume was rebuilt from came from the archive, whatever the headers could know of that.
-            if !info.archived && info.first_position > volume.fork_position {
+            (name, offset, info.archived || info.first_position <= volume.fork_position)
+        };
+        if !whole {
+            let Some((_, bytes)) = self.read_parts(name.segment, vec![(offset, crc)]).await.pop() else {
                 log::error!("block {block} cannot be read at {:#x}, and is not archived yet", place.bytes());
                 return false;
-            }
-            (name, offset)
-        };
+            };
+            log::warn!("block {block} is damaged at {:#x}; it was read from the archive", place.bytes());
+            into.copy_from(0, &bytes);
+            self.0.state.borrow_mut().counters.repaired_blocks += 1;
+            return true;
+        }
         let Some(store) = self.0.store.clone() else { return false };
         let volume = volume.clone();
         let read = self.0.platform.offload_urgent(move || read_archived(&store, &volume, name, offset, crc));
@@ -73,6 +79,45 @@ impl<P: Platform> Log<P> {
             }
         }
     }
+
+    /// Reads blocks of `segment`, each with its checksum, from the parts of it that are in the store. Gives those that are there, and whole.
+    pub(super) async fn read_parts(
+        &self,
+        segment: SegmentNumber,
+        wanted: Vec<(Offset, u32)>,
+    ) -> Vec<(Offset, Vec<u8>)> {
+        let Some(store) = self.0.store.clone().filter(|_| self.archives_parts() && !wanted.is_empty()) else {
+            return Vec::new();
+        };
+        let volume = self.0.volume.clone();
+        let read = self.0.platform.offload_urgent(move || read_parts(&store, &volume, segment, &wanted)).await;
+        read.unwrap_or_else(|error| {
+            log::info!("segment {segment}: {error}");
+            Vec::new()
+        })
+    }
+}
+
+fn read_parts(
+    store: &Arc<dyn Store>,
+    volume: &Superblock,
+    segment: SegmentNumber,
+    wanted: &[(Offset, u32)],
+) -> Result<Vec<(Offset, Vec<u8>)>, ArchiveError> {
+    let names = Lineage::read(store, volume)?.names;
+    let names: Vec<ObjectName> = names.into_iter().filter(|name| name.segment == segment && name.part > 0).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut parts = ArchivedSegment::open_parts(store, &names, Some(volume))?;
+    let mut found = Vec::new();
+    for (offset, crc) in wanted {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        if parts.read_block(*offset, &mut bytes).is_ok() && block_crc(&bytes) == *crc {
+            found.push((*offset, bytes));
+        }
+    }
+    Ok(found)
 }
 
 /// The block at `offset` of the segment called `name`, or called so in an older history of the volume, if it is whole

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::common::*;
 use salvol::archive::{MemoryStore, Mood, Store};
-use salvol::format::{BLOCK_BYTES, BatchHeader, Position, SegmentNumber};
+use salvol::format::{BLOCK_BYTES, BatchHeader, Block, Position, SegmentNumber};
+use salvol::history::{Progress, Source, verify};
+use salvol::index::Mapping;
 use salvol::io::Platform;
 use salvol::io::simulated::{Dice, Ended, SimulatedPlatform};
 use salvol::log::Archiving;
@@ -648,4 +650,67 @@ fn who_went_on_in_another_past_is_told_what_to_do() {
     let platform = SimulatedPlatform::new(6, before);
     let volume = open(&platform, &store).unwrap().unwrap();
     assert!(!platform.block_on(async move { read_all(&volume).await.unwrap() }).unwrap().is_empty());
+}
+
+/// A sector of the open segment that goes bad loses nothing that is in a part: it is read from there, and goes from there into the part that takes
+/// the place of many, and into the whole segment. (It read as an error, and was lost when the parts were deleted.)
+#[test]
+fn a_bad_sector_of_the_open_segment_is_read_from_a_part() {
+    for merges in [false, true] {
+        let (disk, store) = (LONG.disk(), store_of(&LONG));
+        let platform = SimulatedPlatform::new(1, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let user = volume.clone();
+        let place = platform
+            .block_on(async move {
+                put(&user, 7..8, 1).await;
+                user.log().look(|index, _| index.get(Block(7)))
+            })
+            .unwrap();
+        let Mapping::At(place, _) = place else { panic!("{place:?}") };
+        // The second says that the first is durable: what cannot be read is no end of the log then.
+        mark(&platform, &volume);
+        mark(&platform, &volume);
+        drop(volume);
+        platform.halt();
+        disk.stop_machine();
+        disk.fail_reads(place.bytes(), 1);
+        let platform = SimulatedPlatform::new(2, disk.clone());
+        let volume = open(&platform, &store).unwrap().unwrap();
+        let read = |volume: &SimVolume| {
+            let reader = volume.clone();
+            platform.block_on(async move { get(&reader, 7).await }).unwrap()
+        };
+        assert_eq!(read(&volume).unwrap(), 1);
+        let writer = volume.clone();
+        let point = if merges {
+            for stamp in 2..PARTS_MAX as u64 + 6 {
+                let writer = volume.clone();
+                platform.block_on(async move { put(&writer, 9..10, stamp).await }).unwrap();
+                mark(&platform, &volume);
+            }
+            assert!(parts(&store).len() < PARTS_MAX, "they were merged");
+            mark(&platform, &volume)
+        } else {
+            platform.block_on(async move {
+                let segment = writer.log().current_segment();
+                for stamp in 2.. {
+                    put(&writer, 9..10, stamp).await;
+                    if writer.log().current_segment() > segment {
+                        break;
+                    }
+                }
+            });
+            let point = mark(&platform, &volume);
+            pass(&platform, 30);
+            assert!(parts(&store).iter().all(|segment| *segment > SegmentNumber(1)));
+            point
+        };
+        let source = Source::open_store(LONG.superblock(), as_store(&store)).unwrap();
+        let report = verify(&source, &Progress::none()).unwrap();
+        assert!(report.ok, "{:?}", report.findings);
+        assert!(source.resolve(&format!("p{point}")).is_ok());
+        assert_eq!(read(&volume).unwrap(), 1);
+        platform.halt();
+    }
 }
