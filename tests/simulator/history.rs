@@ -38,6 +38,7 @@ enum Kind {
 pub fn live(seed: u64, met: &mut Coverage) -> u64 {
     let mut history = History::new(seed, met);
     let lives = 1 + history.dice.below(4);
+    history.say(|| history.what());
     for life in 0..lives {
         if history.life(life).is_none() {
             break;

@@ -980,7 +980,7 @@ fn bad_sectors_in_a_slot_that_is_free_are_nobodys_trouble() {
 }
 
 /// Validity rule 5: rot in data that a later header knows to be durable is an error of the reads that want it, not of
-/// attaching.
+/// attaching; and none when the store, which has a part with it, answers.
 #[test]
 fn rot_in_durable_data_is_found_when_it_is_read() {
     let disk = SHAPE.disk();
@@ -1004,9 +1004,13 @@ fn rot_in_durable_data_is_found_when_it_is_read() {
     disk.corrupt(place.bytes() + 1000, 1);
     let platform = SimulatedPlatform::new(2, disk);
     let volume = open(&platform, &store).unwrap().unwrap();
+    let shelf = store.unwrap();
     platform
         .block_on(async move {
+            shelf.set_error(Some("nobody home".to_owned()));
             assert!(get(&volume, 3).await.is_err());
+            shelf.set_error(None);
+            assert_eq!(get(&volume, 3).await.unwrap(), 42);
             assert_eq!(get(&volume, 4).await.unwrap(), 43);
         })
         .unwrap();
