@@ -43,14 +43,24 @@ pub async fn superblock<D: Device>(device: &D) -> io::Result<Result<(Superblock,
     Ok(Superblock::choose(first.bytes(), copy.bytes()))
 }
 
-/// Writes both superblocks, one after the other, each durable before the next.
+/// Writes both superblocks, one after the other, each durable before the next. The one that is damaged or older goes first: a power cut may
+/// tear what is being written, and the other must be whole then.
 ///
 /// # Errors
 /// The I/O error.
 pub async fn write_superblock<D: Device>(device: &D, superblock: &Superblock) -> io::Result<()> {
     let block = Buffer::new(BLOCK_BYTES)?;
+    let mut places = [0, superblock.geometry.copy_at()];
+    let mut generations = [None; 2];
+    for (place, generation) in places.iter().zip(&mut generations) {
+        let found = device.read(*place, block.clone()).await.ok().and_then(|()| Superblock::parse(block.bytes()).ok());
+        *generation = found.filter(|found| found.uuid == superblock.uuid).map(|found| found.generation);
+    }
+    if generations[1] < generations[0] {
+        places.reverse();
+    }
     block.copy_from(0, &superblock.encode());
-    for offset in [0, superblock.geometry.copy_at()] {
+    for offset in places {
         device.write(offset, block.clone()).await?;
         device.flush().await?;
     }
