@@ -177,8 +177,8 @@ impl<P: Platform> Log<P> {
         headers + self.read_damaged(image, summary.segment, slot, damaged).await
     }
 
-    /// Reads the `damaged` blocks of `image`, which begins with the slot, each by itself, and then from the segment's parts in the store: these
-    /// may have been made before the primary rotted. How many stay damaged.
+    /// Reads the `damaged` blocks of `image`, which begins with the slot, each by itself, and then from what the store has of the segment: that
+    /// may have been put before the primary rotted. How many stay damaged.
     pub(super) async fn read_damaged(
         &self,
         image: &Buffer,
@@ -195,7 +195,7 @@ impl<P: Platform> Log<P> {
             }
         }
         let count = left.len();
-        let found = self.read_parts(segment, left).await;
+        let found = self.read_unrecorded(segment, left).await;
         found.iter().for_each(|(offset, bytes)| part(*offset).copy_from(0, bytes));
         count - found.len()
     }
@@ -445,7 +445,7 @@ impl State {
         let charged = self.archive.pace.begin(now);
         let info = self.table.get_mut(slot);
         info.archiving = true;
-        let memory = info.buffer.clone().filter(|_| !info.holed);
+        let memory = info.buffer.clone().filter(|_| !info.damaged);
         Some(Next::Archive(Task { segment: next, slot, memory, packing, charged }))
     }
 

@@ -246,11 +246,11 @@ impl<P: Platform> Log<P> {
 
     /// The segment's memory may lack what an opening could not read, and the parts that this one takes the place of have it.
     async fn mend(&self, cut: &Cut) {
-        let (segment, slot, holed) = {
+        let (segment, slot, damaged) = {
             let state = self.0.state.borrow();
-            (state.head.header.segment, state.head.slot, state.table.get(state.head.slot).holed)
+            (state.head.header.segment, state.head.slot, state.table.get(state.head.slot).damaged)
         };
-        if segment == cut.summary.segment && holed {
+        if segment == cut.summary.segment && damaged {
             let damaged = damaged_blocks(cut.run.bytes(), &cut.summary, cut.extent.first);
             self.read_damaged(&cut.run, segment, slot, damaged).await;
         }

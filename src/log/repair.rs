@@ -50,7 +50,7 @@ impl<P: Platform> Log<P> {
             (name, offset, info.archived || info.first_position <= volume.fork_position)
         };
         if !whole {
-            let Some((_, bytes)) = self.read_parts(name.segment, vec![(offset, crc)]).await.pop() else {
+            let Some((_, bytes)) = self.read_unrecorded(name.segment, vec![(offset, crc)]).await.pop() else {
                 log::error!("block {block} cannot be read at {:#x}, and is not archived yet", place.bytes());
                 return false;
             };
@@ -80,8 +80,9 @@ impl<P: Platform> Log<P> {
         }
     }
 
-    /// Reads blocks of `segment`, each with its checksum, from the parts of it that are in the store. Gives those that are there, and whole.
-    pub(super) async fn read_parts(
+    /// Reads blocks of `segment`, each with its checksum, from what the store has of it although no header says that it is archived: its
+    /// parts, or the whole, put a moment before a crash. Gives those that are there, and whole.
+    pub(super) async fn read_unrecorded(
         &self,
         segment: SegmentNumber,
         wanted: Vec<(Offset, u32)>,
@@ -90,7 +91,7 @@ impl<P: Platform> Log<P> {
             return Vec::new();
         };
         let volume = self.0.volume.clone();
-        let read = self.0.platform.offload_urgent(move || read_parts(&store, &volume, segment, &wanted)).await;
+        let read = self.0.platform.offload_urgent(move || read_unrecorded(&store, &volume, segment, wanted)).await;
         read.unwrap_or_else(|error| {
             log::info!("segment {segment}: {error}");
             Vec::new()
@@ -98,24 +99,30 @@ impl<P: Platform> Log<P> {
     }
 }
 
-fn read_parts(
+fn read_unrecorded(
     store: &Arc<dyn Store>,
     volume: &Superblock,
     segment: SegmentNumber,
-    wanted: &[(Offset, u32)],
+    mut wanted: Vec<(Offset, u32)>,
 ) -> Result<Vec<(Offset, Vec<u8>)>, ArchiveError> {
-    let names = Lineage::read(store, volume)?.names;
-    let names: Vec<ObjectName> = names.into_iter().filter(|name| name.segment == segment && name.part > 0).collect();
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut parts = ArchivedSegment::open_parts(store, &names, Some(volume))?;
+    let names = Lineage::read(store, volume)?.names.into_iter().filter(|name| name.segment == segment);
+    let (parts, whole): (Vec<_>, Vec<_>) = names.partition(|name| name.part > 0);
+    let whole = whole.iter().map(|name| ArchivedSegment::open(store, name, Some(volume)));
+    let parts = (!parts.is_empty()).then(|| ArchivedSegment::open_parts(store, &parts, Some(volume)));
     let mut found = Vec::new();
-    for (offset, crc) in wanted {
-        let mut bytes = vec![0; BLOCK_BYTES];
-        if parts.read_block(*offset, &mut bytes).is_ok() && block_crc(&bytes) == *crc {
-            found.push((*offset, bytes));
-        }
+    for archived in whole.chain(parts) {
+        let mut archived = match archived {
+            Err(ArchiveError::Object { .. }) => continue,
+            archived => archived?,
+        };
+        wanted.retain(|(offset, crc)| {
+            let mut bytes = vec![0; BLOCK_BYTES];
+            let whole = archived.read_block(*offset, &mut bytes).is_ok() && block_crc(&bytes) == *crc;
+            if whole {
+                found.push((*offset, bytes));
+            }
+            !whole
+        });
     }
     Ok(found)
 }

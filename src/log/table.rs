@@ -47,8 +47,8 @@ pub struct SlotInfo {
     pub readers: u32,
     /// The segment's bytes, while they are in memory.
     pub buffer: Option<Buffer>,
-    /// Some of them could not be read by the opening that has them in memory.
-    pub holed: bool,
+    /// Some of them could not be read by the opening that has them in memory, or are damaged.
+    pub damaged: bool,
     pub sealed_at: Duration,
 }
 
@@ -68,7 +68,7 @@ impl SlotInfo {
             durable: false,
             readers: 0,
             buffer: None,
-            holed: false,
+            damaged: false,
             sealed_at: Duration::ZERO,
         }
     }
