@@ -268,6 +268,8 @@ has_bad_sectors() {
   detach_in_time
   disk_is_good
   expect_clean_check >/dev/null
+  # What was given up stays unreadable until it is overwritten, which the next story would take for its own.
+  start_afresh
 }
 
 # STORY=has_bad_sectors, say, tells only that one.

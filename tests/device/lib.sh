@@ -12,9 +12,10 @@ export PYTHONDONTWRITEBYTECODE=1
 device=
 
 say() { printf '%s\n' "$*"; }
-# The daemon's log goes with the guest, so its end is shown.
+# The daemon's log goes with the guest, so its end is shown, and all of it kept.
 fail() {
   tail -n 20 /run/salvol/vol.log >&2 2>/dev/null || true
+  [[ -z ${KEEP:-} ]] || cp /run/salvol/vol.log "$KEEP.daemon.log" 2>/dev/null || true
   printf 'FAILED: %s\n' "$*" >&2
   exit 1
 }
