@@ -97,8 +97,8 @@ pub struct Tail {
     image: Buffer,
     /// Segments before the last whose summary never reached the device.
     unsealed: Vec<(Slot, Summary)>,
-    /// Whether some of its bytes could not be read, or are not what its entries say.
-    damaged: bool,
+    /// Whether some of its bytes could not be read.
+    holed: bool,
     /// What could not be read where the log seems to end: it may go on there.
     hidden: Option<(Slot, Hole)>,
 }
@@ -236,11 +236,11 @@ async fn walk_from<D: Device>(
         }
         (last, walk, image, holes, sealed) = (next, next_walk, next_image, next_holes, next_sealed);
     }
-    let damaged = !holes.is_empty() || !damaged_blocks(image.bytes(), &walk.summary, Offset(0)).is_empty();
+    let holed = !holes.is_empty();
     if !sealed && hidden.is_none() {
         hidden = hole_at_end(&walk, &image, holes, volume).map(|hole| (last.slot, hole));
     }
-    Ok(Tail { found, last, walk, sealed, durable, image, unsealed, damaged, hidden })
+    Ok(Tail { found, last, walk, sealed, durable, image, unsealed, holed, hidden })
 }
 
 /// A segment's bytes, with the header that it should have, and what of them cannot be read.
@@ -650,7 +650,8 @@ async fn rebuild<D: Device>(
     let through = missing().next().map_or(archived_or_missing, |(segment, _)| segment.before());
     let again = missing().count();
     let mut state = state(index, table, head, tail.durable, through, points, last_time_ns)?;
-    state.table.get_mut(state.head.slot).damaged = tail.damaged;
+    let damaged = tail.holed || !damaged_blocks(tail.image(), &tail.walk.summary, Offset(0)).is_empty();
+    state.table.get_mut(state.head.slot).damaged = damaged;
     state.eventful = state.completed;
     state.rollback = rollback;
     if state.head.last_position() < state.head.header.first_position {
