@@ -8,7 +8,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use super::rig::{Model, Rig, WORKING_SET, differences};
@@ -27,15 +28,27 @@ struct Death {
     unsafe_writes: Vec<(u64, u64)>,
     /// What the last synch covers, once it has ended.
     synching: usize,
+    /// How often something was recorded.
     firsts: usize,
 }
+
+/// Of so many writes of the restore's threads one waits until something has been recorded: on a slow or a busy disk they would
+/// have written everything before the first record.
+const WRITES_WITHOUT_RECORD: usize = 8;
 
 impl Death {
     fn watch(at: usize) -> (Arc<Mutex<Self>>, Watch) {
         let death = Arc::new(Mutex::new(Self { at, ..Self::default() }));
         let its = Arc::clone(&death);
+        let recorded = Condvar::new();
         let watch = move |change| {
             let mut death = its.lock().unwrap();
+            let waits = thread::current().name() == Some("restore") && death.changes % WRITES_WITHOUT_RECORD == 0;
+            if waits && death.changes <= death.at {
+                let firsts = death.firsts;
+                let waits = |death: &mut Death| death.firsts == firsts && death.changes <= death.at;
+                death = recorded.wait_timeout_while(death, Duration::from_secs(1), waits).unwrap().0;
+            }
             // Changes of the caller's thread come after its synch has ended; those of others may be meanwhile.
             if matches!(change, Change::First | Change::Name) {
                 let covered = std::mem::take(&mut death.synching);
@@ -43,12 +56,16 @@ impl Death {
             }
             death.changes += 1;
             if death.changes > death.at {
+                recorded.notify_all();
                 return Err(io::Error::other("the power is gone"));
             }
             match change {
                 Change::Write { at, bytes } => death.unsafe_writes.push((at, bytes)),
                 Change::Sync => death.synching = death.unsafe_writes.len(),
-                Change::First => death.firsts += 1,
+                Change::First => {
+                    death.firsts += 1;
+                    recorded.notify_all();
+                }
                 Change::Name | Change::Remove => {}
             }
             Ok(())
