@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 HOURS ?= 1
 OBJECTS ?= 10000
 
-.PHONY: help demo test check bench moments points listing damage levels replay kills races faults campaign canaries coverage mutants fuzz shell build install clean
+.PHONY: help demo test check bench moments points listing damage levels replay fsx kills races faults campaign canaries coverage mutants fuzz shell build install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,10 @@ points: ## POINTS=20 points of PostgreSQL, SQLite and ext4 under load, each judg
 replay: POINTS ?= 5000
 replay: ## POINTS=5000 flushes of each of four loads replayed from a record, and as many power cuts between them, each judged (2 hours)
 	@REPLAY_POINTS=$(POINTS) scripts/test replay
+
+fsx: THOUSANDS ?= 5000
+fsx: ## THOUSANDS=5000 thousand operations of fsx on each of two volumes (1 hour)
+	@FSX_THOUSANDS=$(THOUSANDS) BYTES_MAX=16384 scripts/test fsx
 
 kills: KILLS ?= 2000
 kills: ## KILLS=2000 kills of the daemon under load, and as many in the middle of putting an object (1 hour)

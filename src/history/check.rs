@@ -22,8 +22,9 @@ use crate::format::{
     Superblock,
 };
 use crate::io::{Bench, Buffer, Device, Primary};
-use crate::log::replay::{ReplayError, Tail, find_tail};
+use crate::log::replay::ReplayError;
 use crate::log::scan::{self, Found};
+use crate::log::tail::{Tail, find_tail};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::format::{Position, SegmentNumber, Slot, Summary, Superblock};
 use crate::io::{Device, Platform};
-use crate::log::replay::{ReplayError, find_tail};
+use crate::log::replay::ReplayError;
 use crate::log::scan::{self, Found, ScanError};
+use crate::log::tail::{Tail, find_tail};
 
 /// A break that stays where it is between two looks is damage; one that moves is a write that was under way.
 const LOOKS_MAX: u32 = 20;
@@ -90,11 +91,7 @@ impl Slots {
     }
 }
 
-async fn before_the_break<D: Device>(
-    device: &D,
-    volume: &Superblock,
-    last: Option<Position>,
-) -> Option<crate::log::replay::Tail> {
+async fn before_the_break<D: Device>(device: &D, volume: &Superblock, last: Option<Position>) -> Option<Tail> {
     find_tail(device, volume, Some(last?)).await.ok().flatten()
 }
 

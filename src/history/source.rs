@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::digest::Digest;
+use super::occupied::is_one_of;
 use super::primary::View;
 use super::scan::sound;
-use super::target::is_one_of;
 use super::{HistoryError, Segments};
 use crate::archive::{
     ArchiveError, ArchivedSegment, Lineage, ObjectHeader, ObjectName, Spec, Store, StoreError, one_past, open_store,

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::replay::Tail;
 use super::scan::{self, ScanError};
+use super::tail::Tail;
 use super::{Life, Log, State};
 use crate::archive::{
     ArchiveError, ArchivedSegment, Lineage, ObjectName, Pins, Store, is_unreadable, one_past, one_piece_from,

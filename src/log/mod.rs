@@ -11,7 +11,7 @@
 //! 5. [`clean`] copies forward, oldest first, by the [`plan`]'s pace.
 //! 6. [`drain`] archives what is sealed and durable, and frees the slots that nobody needs any more; [`parts`] archives
 //!    what is durable of the segment that is still open. [`agree`] sees to it that the archive is of the same past.
-//! 7. [`scan`] and [`replay`] read it all back.
+//! 7. [`scan`], [`tail`] and [`replay`] read it all back.
 //!
 //! **The index is switched at placement**, not at acknowledgement: what is placed is in memory, reads of it come from
 //! there, and rule 6 (a copy never passes a newer entry) becomes one comparison. An unacknowledged write may thus be
@@ -34,6 +34,7 @@ mod roll;
 mod rollback;
 pub mod scan;
 mod table;
+pub mod tail;
 mod trouble;
 
 use std::cell::RefCell;

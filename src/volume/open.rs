@@ -13,7 +13,8 @@ use crate::archive::{ArchiveError, Lineage, Store};
 use crate::format::{AcceptedLoss, BLOCK_BYTES, FormatError, Position, SegmentNumber, Superblock};
 use crate::io::{Device, Platform};
 use crate::log::limits::STORE_PATIENCE;
-use crate::log::replay::{Opening, ReplayError, Tail, find_tail};
+use crate::log::replay::{Opening, ReplayError};
+use crate::log::tail::{Tail, find_tail};
 use crate::log::{ArchiveFound, Archiving, Disagreement, Log, WholeSegments, look_at_archive, scan, tail_agrees};
 
 /// How a volume is opened.

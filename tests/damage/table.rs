@@ -160,7 +160,7 @@ impl Table {
              alone. *Not opened* is an error that says why, *read error* an I/O error of a block, *torn tail* a log that ends earlier, with nothing gone that \
              was known to be durable. *Restore says* that a point does not come back, or which of its blocks do not. *Harmless*: everything reads and comes back \
              as it was. *Silent* would be damage that costs something and that `verify` does not report; *wrong* other data, a panic, a file that should not be there, or \
-             20 s. `check` and `verify` were asked in some of the cases: the second number says in how many.\n\n\
+             20 s of the processor. `check` and `verify` were asked in some of the cases: the second number says in how many.\n\n\
              {harmless} of the cases are harmless. `verify` was asked about {verified}. Other data came of {} cases, all in the overlay of a view, which has no \
              checksums (`operating.md` says so).\n\n\
              Of bytes that say something each bit was flipped and each byte made 00 and FF; of those that are covered by a checksum and never change, and of data, one \

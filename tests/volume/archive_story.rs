@@ -18,7 +18,7 @@ use salvol::format::*;
 use salvol::history::{HistoryError, Progress, RebuildOptions, RebuildPlan, Sited, Source, index_at};
 use salvol::io::Platform;
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
-use salvol::log::{replay, scan};
+use salvol::log::{replay, scan, tail};
 use salvol::volume::{OpenError, OpenOptions, Volume};
 
 /// How often, in percent, a call fails, a put is done and says that it failed, or keeps something else.
@@ -352,12 +352,12 @@ impl Story {
         self.settle(None, everything);
     }
 
-    fn tail(&self) -> Option<replay::Tail> {
+    fn tail(&self) -> Option<tail::Tail> {
         let platform = SimulatedPlatform::new(1, self.disk.clone());
         let device = platform.device();
         let tail = platform.block_on(async move {
             let volume = scan::superblock(&device).await.unwrap().unwrap().0;
-            replay::find_tail(&device, &volume, None).await.unwrap()
+            tail::find_tail(&device, &volume, None).await.unwrap()
         });
         platform.halt();
         tail.unwrap()

@@ -13,7 +13,7 @@ use salvol::format::*;
 use salvol::history::{Sited, Source, index_at};
 use salvol::io::simulated::{Dice, Ended, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{Buffer, Platform};
-use salvol::log::{replay, scan};
+use salvol::log::{scan, tail};
 use salvol::volume::{Aim, OpenOptions, Operation, Point, Recall, Request, RequestError, Volume};
 
 /// A volume's shape for a test.
@@ -568,7 +568,7 @@ pub fn whole_log_of(
     }
     let shape = *shape;
     let tail = platform.block_on(async move {
-        let tail = replay::find_tail(&device, &superblock, None).await.unwrap();
+        let tail = tail::find_tail(&device, &superblock, None).await.unwrap();
         let Some(tail) = tail else { return Vec::new() };
         for (segment, error) in unfit {
             // One that was put when its segment had left a working set that a crash then brought back: it is put again when it leaves.

@@ -12,7 +12,8 @@ use salvol::format::*;
 use salvol::history::{Source, check, index_at};
 use salvol::io::simulated::{Dice, Ended, Faults, SimulatedDisk, SimulatedPlatform};
 use salvol::io::{Buffer, OwnRing, Platform, Primary, UringDevice, UringPlatform};
-use salvol::log::replay::{ReplayError, find_tail};
+use salvol::log::replay::ReplayError;
+use salvol::log::tail::find_tail;
 use salvol::log::{Life, scan};
 use salvol::volume::{OpenError, OpenOptions, Operation, Request, Volume};
 

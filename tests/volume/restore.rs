@@ -43,7 +43,8 @@ impl Death {
         let recorded = Condvar::new();
         let watch = move |change| {
             let mut death = its.lock().unwrap();
-            let waits = thread::current().name() == Some("restore") && death.changes % WRITES_WITHOUT_RECORD == 0;
+            let waits =
+                thread::current().name() == Some("restore") && death.changes.is_multiple_of(WRITES_WITHOUT_RECORD);
             if waits && death.changes <= death.at {
                 let firsts = death.firsts;
                 let waits = |death: &mut Death| death.firsts == firsts && death.changes <= death.at;
