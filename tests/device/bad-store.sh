@@ -1,7 +1,6 @@
 #!/bin/bash
 # test: a store whose disk fails, lies, corrupts and fails requests: the application gets no error, and in the end the archive has everything
 # limit: 240
-# by-name: not part of the suite yet, since its judge is not trusted on a busy machine
 # run: STORE_KIND=dev
 # run-all: STORE_KIND=dir
 #

@@ -1,11 +1,10 @@
 #!/bin/bash
 # test: what dm-log-writes recorded below a loaded volume is replayed to each flush, and to power cuts between: a prefix, always
 # limit: 300
-# by-name: not part of the suite yet, since its judge is not trusted on a busy machine
-# limit-each: REPLAY_POINTS 1
+# limit-each: REPLAY_POINTS 6
 # where: host
 # run: LOAD=stamps
-# run: LOAD=files
+# run-all: LOAD=files
 # run-all: LOAD=fsx
 # run-all: LOAD=postgres
 #
