@@ -25,7 +25,7 @@ use salvol::volume::{OpenError, OpenOptions, RequestError, Volume};
 use super::common::*;
 use super::coverage::Coverage;
 use super::judges;
-use super::store::{Trouble, UnreliableStore};
+use super::store::{Trouble, UnreliableStore, never_ahead_of};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -39,11 +39,14 @@ pub fn live(seed: u64, met: &mut Coverage) -> u64 {
     let mut history = History::new(seed, met);
     let lives = 1 + history.dice.below(4);
     history.say(|| history.what());
+    // What a disk that lies has made durable nobody knows.
+    never_ahead_of((history.kind != Kind::Lying).then(|| (history.disk.clone(), history.shape.superblock())));
     for life in 0..lives {
         if history.life(life).is_none() {
             break;
         }
     }
+    never_ahead_of(None);
     history.end();
     let store = history.store.as_ref().map_or(0, |store| store.trace());
     history.disk.trace() ^ store.rotate_left(17)

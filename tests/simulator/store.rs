@@ -1,11 +1,45 @@
 //! A store that fails, spoils what it is given and reads wrong, by a seed. What it has taken and shown whole it keeps.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
 use salvol::archive::{MemoryStore, ObjectName, Store, StoreError};
-use salvol::io::simulated::Dice;
+use salvol::format::{BLOCK_BYTES, Position, SegmentHeader, Slot, Superblock, walk_segment};
+use salvol::io::simulated::{Dice, SimulatedDisk};
+
+thread_local! {
+    /// Where the volume is whose archive this thread's store is.
+    static BENEATH: RefCell<Option<(SimulatedDisk, Superblock)>> = const { RefCell::new(None) };
+}
+
+/// From now on no power cut may take from the disk what a segment's object has.
+pub fn never_ahead_of(beneath: Option<(SimulatedDisk, Superblock)>) {
+    BENEATH.set(beneath);
+}
+
+fn check_durable(name: &ObjectName) {
+    BENEATH.with_borrow(|beneath| {
+        let Some((disk, volume)) = beneath.as_ref().filter(|_| name.part == 0) else { return };
+        let geometry = volume.geometry;
+        let mut image = vec![0; geometry.segment_bytes()];
+        for slot in (0..geometry.slots).map(Slot) {
+            let start = geometry.slot_place(slot).bytes();
+            disk.peek(start, &mut image[..BLOCK_BYTES]);
+            let header = SegmentHeader::parse(&image[..BLOCK_BYTES], volume).ok();
+            let Some(header) = header.filter(|header| header.segment == name.segment) else { continue };
+            disk.peek(start, &mut image);
+            let walk = walk_segment(&image, volume, &header, Position(u64::MAX));
+            let end = start + u64::from(walk.end.0) * BLOCK_BYTES as u64;
+            assert!(
+                walk.summary.epoch != name.epoch || disk.is_durable(start..end),
+                "segment {} is archived before it is durable",
+                name.segment
+            );
+        }
+    });
+}
 
 /// What goes wrong, in so many of 1000 calls.
 #[derive(Debug, Clone, Copy, Default)]
@@ -109,6 +143,7 @@ impl Store for UnreliableStore {
         let mut call = self.call(1, Some(name), bytes)?;
         let is_new = self.inner.length(name).is_err();
         self.inner.put(name, bytes)?;
+        check_durable(name);
         if is_new && call.strikes(|trouble| trouble.spoils, "store spoiled what it was given") {
             let (at, cut) = (call.dice.below(bytes.len() as u64) as usize, call.dice.percent(30));
             self.inner.alter(name, |kept| if cut { kept.truncate(at) } else { kept[at] ^= 0x10 });

@@ -19,6 +19,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::Dice;
@@ -226,6 +227,14 @@ impl SimulatedDisk {
         let mut disk = self.0.borrow_mut();
         let writes = disk.take_unflushed();
         writes.into_iter().for_each(|(offset, bytes)| disk.put(offset, &bytes));
+    }
+
+    /// Whether a power cut now would leave these bytes as they are.
+    pub fn is_durable(&self, bytes: Range<u64>) -> bool {
+        let disk = self.0.borrow();
+        let volatile = disk.volatile.iter().map(|write| (write.offset, write.bytes.len()));
+        let mut unflushed = volatile.chain(disk.in_flight.values().map(|(offset, written)| (*offset, written.len())));
+        !unflushed.any(|(offset, length)| offset < bytes.end && bytes.start < offset + length as u64)
     }
 
     /// Flips bits of the byte at `offset`.
