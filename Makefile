@@ -45,7 +45,7 @@ fsx: ## THOUSANDS=5000 thousand operations of fsx on each of two volumes (1 hour
 	@FSX_THOUSANDS=$(THOUSANDS) BYTES_MAX=16384 scripts/test fsx
 
 kills: KILLS ?= 2000
-kills: ## KILLS=2000 kills of the daemon under load, and as many in the middle of putting an object (1 hour)
+kills: ## KILLS=2000 kills of the daemon under load for each kind of archive, and as many in the middle of putting an object (3 hours)
 	@KILLS=$(KILLS) scripts/test daemon-crash archiver-crash
 
 races: RACES ?= 20
@@ -65,14 +65,14 @@ coverage: ## lines and branches of format, log, archive and history that cargo's
 	@scripts/coverage
 
 mutants: SHARD ?= 0/100
-mutants: ## SHARD=0/100, a hundredth of all small changes to them, of which each should fail a test (1 hour)
+mutants: ## SHARD=0/100, a hundredth of all small changes to format, log, archive and history, of which each should fail a test (1 hour)
 	@SHARD=$(SHARD) scripts/mutants
 
 campaign: ## HOURS=1 of known bugs, crash states, histories with new seeds, failures and fuzzing, with a report
 	@HOURS=$(HOURS) scripts/campaign
 
 fuzz: EXECS ?= 20000000
-fuzz: ## EXECS=20000000 inputs to every parser of hostile bytes, with cargo-fuzz on a nightly toolchain (hours)
+fuzz: ## EXECS=20000000 inputs to every parser of hostile bytes, with cargo-fuzz on a nightly toolchain; MINUTES=5 each at most (days without)
 	@scripts/fuzz $(EXECS)
 
 shell: ## a prompt with /dev/ublkb0 attached

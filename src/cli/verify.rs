@@ -20,8 +20,9 @@ const NAMED_MAX: usize = 20;
 /// is `covered`: it is repaired when it is read, and is a finding all the same.
 ///
 /// The JSON has: ok, name, uuid, at, segments, objects, bytes, blocks, points (how many are proven to come back),
-/// points_affected (ids), objects_unused (of a past that was given up), cut, seconds, and findings, each with where,
-/// segment, frame, offset, offset_end, block, blocks, position, position_end, what, covered, points (ids).
+/// points_affected (ids), segments_unknown (nobody knows which points were marked in them), objects_unused (of a past
+/// that was given up), cut, seconds, and findings, each with where, segment, frame, offset, offset_end, block, blocks,
+/// position, position_end, what, covered, points (ids), points_unknown.
 ///
 /// Exit codes: 0 clean; 3 something was found; 4 no such point; 1 primary or archive cannot be read.
 #[derive(Debug, clap::Args)]

@@ -1,9 +1,9 @@
 #!/bin/bash
 # test: the primary is lost in the middle of work, again and again: restored from the archive alone, rebuilt, and gone on with
 # limit: 400
-# run: LOSSES=6
+# run: KIND=dir
 # run-all: LOSSES=20 KIND=file
-# run-all: LOSSES=6 KIND=dev
+# run-all: KIND=dev
 #
 # The primary is a file that is taken away at a random moment, together with the daemon. Half of the lives mark points and wait until
 # they are archived; the others leave it to --archive-interval. What comes back must be a state of the past, not before the last

@@ -62,8 +62,10 @@ fn histories_that_once_failed() {
     // its store seemed to have lost something again and again, for which a second accepted loss was the reason.
     // And three faults of the judges: an object that waits to be put again may be damaged; a point that needs a slot that is free counted as lost without a store; so did versions of
     // a block that could not be read when it was looked at, and that an earlier power cut had taken.
-    let seeds =
-        [20_013_552, 20_024_736, 10_108_354, 10_147_923, 40_057_488, 40_137_609, 40_214_442, 40_034_544, 40_060_271];
+    let seeds = [
+        20_013_552, 20_024_736, 10_108_354, 10_147_923, 40_057_488, 40_137_609, 40_214_442, 40_034_544, 40_060_271,
+        40_233_403, 40_338_390, 40_617_530,
+    ];
     for seed in seeds {
         history::live(seed, &mut Coverage::default());
     }
