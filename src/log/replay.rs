@@ -14,11 +14,12 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::limits::{MISSING_LEAVE, READS_IN_FLIGHT};
-use super::scan::{self, Found, ScanError};
+use super::scan::{self, Found};
+pub use super::tail::ReplayError;
 use super::tail::Tail;
 use super::{
-    ArchiveState, Archiving, Claims, Core, Counters, Flushes, Head, Keep, Life, Log, LogError, Pace, Rollback, State,
-    Table, WholeSegments,
+    ArchiveState, Archiving, Claims, Core, Counters, Flushes, Head, Keep, Life, Log, Pace, Rollback, State, Table,
+    WholeSegments,
 };
 use crate::archive::{Store, damaged_blocks};
 use crate::format::{
@@ -27,47 +28,6 @@ use crate::format::{
 };
 use crate::index::{Index, Mapping};
 use crate::io::{Buffer, Device, Platform, Signal};
-
-/// Why a log cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    #[error(
-        "the volume has been used, but no segment of its log is on the primary: it was overwritten or is not the one"
-    )]
-    NoLog,
-    #[error(
-        "damage in the log: position {position} (segment {segment}, at {offset:#x}) was durable up to {durable} once and cannot \
-         be read now; restore from the archive, or go on without what follows with --accept-loss {last}"
-    )]
-    Rot { position: Position, segment: SegmentNumber, offset: u64, durable: Position, last: Position },
-    #[error(
-        "reading the primary at {offset:#x}: {source}: what was durable once may be there; try again, or go on without it with \
-         --accept-loss {last}"
-    )]
-    Unreadable { offset: u64, source: std::io::Error, last: Position },
-    #[error("--accept-loss {given}: the last readable position is {last}; nothing was changed")]
-    OtherLoss { given: Position, last: Position },
-    #[error("segment {segment} is needed and is missing or damaged on the primary; restore from the archive")]
-    Segment { segment: SegmentNumber },
-    #[error("segment {segment}: a copy of block {block} differs from what it copies; restore from the archive")]
-    Order { segment: SegmentNumber, block: u64 },
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    #[error("the primary: {0}")]
-    Io(#[from] std::io::Error),
-    #[error(transparent)]
-    Log(#[from] LogError),
-}
-
-impl ReplayError {
-    /// The last position that `--accept-loss` could go on at.
-    pub fn last_readable(&self) -> Option<Position> {
-        match self {
-            Self::Rot { last, .. } | Self::Unreadable { last, .. } | Self::OtherLoss { last, .. } => Some(*last),
-            _ => None,
-        }
-    }
-}
 
 /// How a log is opened.
 #[derive(Debug, Clone)]
