@@ -30,7 +30,7 @@ pub use primary::{Primary, PrimaryError};
 const OURS: u64 = 1 << 63;
 /// Threads for urgent jobs: a read from the store that hangs keeps no other waiting.
 const READERS: usize = 2;
-/// A write of so many bytes does not wait for the next time that the ring is entered, when there is other work before.
+/// A write of so many bytes does not wait for others, nor for the next time that the ring is entered, when there is other work before.
 const SUBMIT_AT_ONCE: usize = 64 << 10;
 
 /// A submission and a completion queue, of the thread that uses it.
@@ -40,6 +40,9 @@ pub trait Ring: 'static {
 
     /// Submits what is queued.
     fn submit(&self) -> io::Result<()>;
+
+    /// Entries that are queued and not submitted.
+    fn queued(&self) -> usize;
 
     /// Submits what is queued, waits for `want` completions and gives each one's user data and result to `seen`.
     fn enter(&self, want: usize, seen: &mut dyn FnMut(u64, i32)) -> io::Result<()>;
@@ -84,6 +87,10 @@ impl Ring for OwnRing {
             Err(error) if !is_temporary(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn queued(&self) -> usize {
+        self.0.borrow_mut().submission().len()
     }
 
     fn enter(&self, want: usize, seen: &mut dyn FnMut(u64, i32)) -> io::Result<()> {
@@ -304,6 +311,15 @@ impl<R: Ring> UringPlatform<R> {
         });
     }
 
+    /// Hands the kernel what is queued when that is as much as it has already: then the device works while what is ready runs, instead
+    /// of waiting for all that comes of it. An error comes again when the ring is entered.
+    fn keep_busy(&self) {
+        let in_flight = self.0.operations.borrow().in_flight;
+        if 2 * self.0.ring.queued() >= in_flight && self.0.executor.has_ready() {
+            let _ = self.0.ring.submit();
+        }
+    }
+
     /// Submits `entry` and waits for its result. What it points at is in `held`, which outlives the operation even when
     /// the future is dropped.
     fn operate(&self, entry: squeue::Entry, held: Held) -> impl Future<Output = i32> + use<R> {
@@ -317,6 +333,7 @@ impl<R: Ring> UringPlatform<R> {
                 operation.result = Some(-code);
             }
         }
+        self.keep_busy();
         let flight = Flight { shared: Rc::downgrade(&self.0), slot };
         async move { poll_fn(|context| flight.poll(context)).await }
     }

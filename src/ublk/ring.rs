@@ -59,6 +59,10 @@ impl Ring for UblkRing {
         })
     }
 
+    fn queued(&self) -> usize {
+        with_task_io_ring_mut(|ring| ring.submission().len())
+    }
+
     fn enter(&self, want: usize, seen: &mut dyn FnMut(u64, i32)) -> io::Result<()> {
         with_task_io_ring_mut(|ring| {
             match ring.submit_and_wait(want) {
