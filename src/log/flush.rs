@@ -1,14 +1,14 @@
 //! Flushing: one device flush for everybody who waits, submitted after they asked.
 
 use super::limits::IDLE_RECORD;
-use super::{Keep, Log, LogError, State};
+use super::{Flushes, Keep, Log, LogError, State};
 use crate::format::{Entry, Position, Slot};
 use crate::io::{Device, Platform};
 
 impl<P: Platform> Log<P> {
     /// Makes everything durable that has been acknowledged so far.
     ///
-    /// When nothing has been acknowledged since the last flush was submitted there is nothing to do.
+    /// When nothing has been acknowledged since the last flush was submitted there is nothing to do but to wait for that one.
     ///
     /// # Errors
     /// When the flush failed, now or before: a failed flush is never retried into success.
@@ -16,7 +16,10 @@ impl<P: Platform> Log<P> {
         let asked = {
             let state = self.0.state.borrow();
             state.check_stopped()?;
-            (state.durable < state.completed).then_some(state.flushes.started + 1)
+            let Flushes { started, through, .. } = state.flushes;
+            // A failed flush has stopped the log, so what one was submitted for is durable or about to be.
+            let next = started + u64::from(through < state.completed);
+            (state.durable < state.completed).then_some(next)
         };
         match asked {
             Some(number) => self.flush_number(number).await,
@@ -47,9 +50,9 @@ impl<P: Platform> Log<P> {
                     if state.flushes.running {
                         return None;
                     }
-                    state.flushes.running = true;
-                    state.flushes.started += 1;
-                    Some(Ok(Some(state.completed)))
+                    let through = state.completed;
+                    state.flushes.begin(through);
+                    Some(Ok(Some(through)))
                 })
                 .await?;
             match lead {
@@ -133,6 +136,14 @@ impl<P: Platform> Log<P> {
         {
             let _ = self.flush().await;
         }
+    }
+}
+
+impl Flushes {
+    fn begin(&mut self, through: Position) {
+        self.running = true;
+        self.started += 1;
+        self.through = through;
     }
 }
 

@@ -111,6 +111,8 @@ struct Flushes {
     started: u64,
     ended: u64,
     running: bool,
+    /// What was completed when the last one was submitted.
+    through: Position,
 }
 
 /// How the archiver is doing.
