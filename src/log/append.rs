@@ -186,7 +186,7 @@ impl<P: Platform> Log<P> {
             if !at_once {
                 // Whatever is ready now joins the batch, unless it becomes large meanwhile: then another of these closes it.
                 self.0.platform.settle().await;
-                self.0.state.borrow_mut().flight.gathering = false;
+                self.0.state.borrow_mut().gathered();
             }
             match self.next_batch() {
                 None => {}
@@ -301,9 +301,17 @@ fn next_tick(turn: Duration) -> Duration {
 }
 
 impl State {
-    /// Whether the open batch is as large as everything in flight.
+    /// Whether the open batch is as large as everything in flight, or, when nothing is, as half of what there was lately: then the
+    /// device works on that half while the other one is placed, and so from there on.
     fn batch_is_large(&self) -> bool {
-        self.head.open_blocks() >= LARGE_BATCH_BLOCKS.max(self.flight.blocks)
+        let enough = if self.flight.batches == 0 { self.flight.gathered / 2 } else { self.flight.blocks };
+        self.head.open_blocks() >= LARGE_BATCH_BLOCKS.max(enough)
+    }
+
+    /// Everything that was ready has been placed.
+    fn gathered(&mut self) {
+        self.flight.gathering = false;
+        self.flight.gathered = self.flight.blocks + self.head.open_blocks();
     }
 
     fn may_close_batch(&self) -> bool {

@@ -7,8 +7,8 @@ pub const BATCHES_IN_FLIGHT: usize = 2;
 /// Batches in flight when each further one is as large as all before it together: then the device works while the owner places what
 /// comes next, instead of waiting for everything that is ready.
 pub const LARGE_BATCHES_IN_FLIGHT: usize = 3;
-/// Blocks of a batch that is never called large.
-pub const LARGE_BATCH_BLOCKS: u32 = 32;
+/// Blocks from which on a batch may be called large: a header for each 15.
+pub const LARGE_BATCH_BLOCKS: u32 = 16;
 /// Blocks of a group of copies: 128 KiB, the longest that a user's write waits behind.
 pub const COPY_GROUP_BLOCKS: usize = 32;
 /// Groups of copies that are read or wait for their place: enough to keep the device busy behind one group's turn.

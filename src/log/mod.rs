@@ -151,6 +151,8 @@ struct InFlight {
     blocks: u32,
     /// Somebody waits for what joins the open batch.
     gathering: bool,
+    /// Blocks in flight and in the open batch, when everything that was ready had been placed.
+    gathered: u32,
 }
 
 struct State {
