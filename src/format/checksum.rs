@@ -58,5 +58,5 @@ impl fmt::Debug for Checksum {
 
 /// CRC32C (Castagnoli) of a block.
 pub fn block_crc(block: &[u8]) -> u32 {
-    crc32c::crc32c(block)
+    crc_fast::crc32_iscsi(block)
 }

@@ -517,15 +517,15 @@ impl State {
                 continue;
             }
             placed += 1;
-            match candidate.at {
-                Some(at) => {
+            match candidate {
+                Candidate { block, found: Mapping::At(_, crc), at: Some(at) } => {
                     let data = group.data.part(at as usize * BLOCK_BYTES, BLOCK_BYTES);
-                    let block = candidate.block;
-                    let (place, crc) = self.head.place_data(data.bytes(), |crc| Entry::copy(block, crc));
+                    // The checksum that it was verified by goes with it: what happens to memory since then is found by a reader.
+                    let place = self.head.place_known(data.bytes(), Entry::copy(block, crc));
                     self.map(block, Mapping::At(place, crc));
                     self.counters.copied_blocks += 1;
                 }
-                None => {
+                _ => {
                     self.head.place(Entry::lost(candidate.block));
                     self.map(candidate.block, Mapping::Lost(self.head.slot));
                     self.counters.lost_blocks += 1;

@@ -232,13 +232,18 @@ impl Head {
 
     /// Copies `data`, a block, into the open batch under the entry that `make` makes of its checksum.
     pub fn place_data(&mut self, data: &[u8], make: impl FnOnce(u32) -> Entry) -> (Place, u32) {
+        let crc = block_crc(data);
+        (self.place_known(data, make(crc)), crc)
+    }
+
+    /// Copies `data`, a block, into the open batch under `entry`, which has its checksum.
+    pub fn place_known(&mut self, data: &[u8], entry: Entry) -> Place {
         assert!(self.batch_room() > 0 && data.len() == BLOCK_BYTES);
         let offset = self.used + 1 + self.open_data;
-        let crc = block_crc(data);
         self.buffer.copy_from(offset as usize * BLOCK_BYTES, data);
-        self.open.push(make(crc));
+        self.open.push(entry);
         self.open_data += 1;
-        (self.geometry.slot_place(self.slot).plus(offset), crc)
+        self.geometry.slot_place(self.slot).plus(offset)
     }
 
     /// Places a synch mark.

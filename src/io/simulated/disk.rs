@@ -289,7 +289,7 @@ impl Disk {
     }
 
     fn note(&mut self, kind: u64, now_ns: u64, offset: u64, bytes: &[u8]) {
-        for word in [kind, now_ns, offset, bytes.len() as u64, u64::from(crc32c::crc32c(bytes))] {
+        for word in [kind, now_ns, offset, bytes.len() as u64, u64::from(crc_fast::crc32_iscsi(bytes))] {
             self.trace = (self.trace ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(29);
         }
     }
