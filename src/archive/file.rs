@@ -25,6 +25,8 @@ use crate::io::Buffer;
 const ALIGNMENT: u64 = 4096;
 /// Temporary names that are tried before giving up: leftovers of a dead process may have the same number.
 const NAMES_TRIED: usize = 16;
+/// Bytes of an object that are on their way to or from the disk at a time, where it may be the volume's own.
+const PIECE: usize = 256 << 10;
 const TEMPORARY: &str = ".tmp";
 
 /// A directory, open.
@@ -211,10 +213,30 @@ pub(super) fn is_temporary(name: &str) -> bool {
 }
 
 fn fill(mut file: &File, bytes: &[u8]) -> io::Result<()> {
-    file.write_all(bytes)?;
+    let mut at = 0;
+    for piece in bytes.chunks(PIECE) {
+        file.write_all(piece)?;
+        write_out(file, at, piece.len() as i64)?;
+        at += piece.len() as i64;
+    }
     file.sync_all()?;
     drop_cache(file);
     Ok(())
+}
+
+/// Has bytes that were just written on the disk, though not durable, before it returns: an fsync of all would put everything into the
+/// disk's queue at once, and what the volume's users wait for behind it.
+#[expect(unsafe_code, reason = "nix does not wrap this call")]
+fn write_out(file: &File, at: i64, bytes: i64) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes numbers only, and a descriptor that is open.
+    let written = unsafe { libc::sync_file_range(file.as_raw_fd(), at, bytes, flags) };
+    match Errno::result(written) {
+        // Only advice so far: an fsync follows.
+        Ok(_) | Err(Errno::ENOSYS | Errno::EINVAL | Errno::ESPIPE | Errno::EOPNOTSUPP) => Ok(()),
+        // An error of write-back is told only once.
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Asks the kernel to forget what it has cached of the file. What is dirty stays, so this goes after an fsync.
@@ -250,7 +272,8 @@ fn read_direct(file: &File, file_bytes: u64, range: Range<u64>) -> io::Result<Ve
 fn read_blocks(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
     let mut have = 0;
     while have < bytes.len() {
-        match file.read_at(&mut bytes[have..], at + have as u64) {
+        let end = bytes.len().min(have + PIECE);
+        match file.read_at(&mut bytes[have..end], at + have as u64) {
             Ok(0) => break,
             Ok(count) => {
                 have += count;
