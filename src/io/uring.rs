@@ -30,6 +30,8 @@ pub use primary::{Primary, PrimaryError};
 const OURS: u64 = 1 << 63;
 /// Threads for urgent jobs: a read from the store that hangs keeps no other waiting.
 const READERS: usize = 2;
+/// Fewer entries than these wait for the next time that the ring is entered: each time costs a system call.
+const SUBMIT_TOGETHER: usize = 8;
 /// A write of so many bytes does not wait for others, nor for the next time that the ring is entered, when there is other work before.
 const SUBMIT_AT_ONCE: usize = 64 << 10;
 
@@ -314,8 +316,8 @@ impl<R: Ring> UringPlatform<R> {
     /// Hands the kernel what is queued when that is as much as it has already: then the device works while what is ready runs, instead
     /// of waiting for all that comes of it. An error comes again when the ring is entered.
     fn keep_busy(&self) {
-        let in_flight = self.0.operations.borrow().in_flight;
-        if 2 * self.0.ring.queued() >= in_flight && self.0.executor.has_ready() {
+        let (queued, in_flight) = (self.0.ring.queued(), self.0.operations.borrow().in_flight);
+        if queued >= SUBMIT_TOGETHER.max(in_flight / 2) && self.0.executor.has_ready() {
             let _ = self.0.ring.submit();
         }
     }
