@@ -141,8 +141,8 @@ impl Report {
             out,
             "\n## 4 KiB random overwrites, in process\n\nThe budget of a log on a half-duplex disk is 1/X = A(1+h)/B_w + (A−1)/B_r: A is the \
              write amplification, h the share of headers and summaries, B_w and B_r what the same file does at the workload's own bytes in flight, \
-             measured right behind each run. With the archiver on, one of the processors compresses, and the log is slowed down to what it keeps \
-             up with.\n\n| archiver | depth | u | IOPS | of the budget | (rounds) | of raw 4 KiB | A | p50 / p99 / longest µs | CPU µs |\n\
+             measured right behind each run. With the archiver on, its store is on the same disk, the processors compress what the log leaves of them, \
+             and the log is slowed down to what the archiver keeps up with.\n\n| archiver | depth | u | IOPS | of the budget | (rounds) | of raw 4 KiB | A | p50 / p99 / longest µs | CPU µs |\n\
              |---|---:|---:|---:|---:|---|---:|---:|---:|---:|"
         )
         .unwrap();

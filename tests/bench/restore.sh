@@ -37,7 +37,7 @@ timed() {
 salvol() { "$SALVOL" --quiet restore "dir:$store" --at "$now" --to "$out"; }
 same() { zstd -qdc "${objects[@]}" >/dev/null && dd if="$WORK/bytes" of="$out" bs=1M conv=fdatasync status=none; }
 images() { zstd -qdc "${objects[@]}" >"$out" && sync -d "$out"; }
-median() { sort -g | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
+median() { sort -g | awk '{ all[NR] = $1 } END { printf "%.3f\n", (all[int((NR + 1) / 2)] + all[int(NR / 2) + 1]) / 2 }'; }
 
 salvol >&2
 mv "$out" "$WORK/bytes"
