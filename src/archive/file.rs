@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, RenameFlags, openat, posix_fadvise, renameat2};
-use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::sys::stat::{Mode, fstat, major, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::Ends;
@@ -214,14 +214,22 @@ pub(super) fn is_temporary(name: &str) -> bool {
 
 fn fill(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     let mut at = 0;
-    for piece in bytes.chunks(PIECE) {
+    for piece in bytes.chunks(piece(file)?) {
         file.write_all(piece)?;
-        write_out(file, at, piece.len() as i64)?;
+        if piece.len() < bytes.len() {
+            write_out(file, at, piece.len() as i64)?;
+        }
         at += piece.len() as i64;
     }
     file.sync_all()?;
     drop_cache(file);
     Ok(())
+}
+
+/// How many bytes of the file are on their way at a time. A file system that is on no block device of this machine, as NFS, has a number
+/// without a major: there each piece would only cost a round trip.
+fn piece(file: &File) -> io::Result<usize> {
+    Ok(if major(fstat(file)?.st_dev) == 0 { usize::MAX } else { PIECE })
 }
 
 /// Has bytes that were just written on the disk, though not durable, before it returns: an fsync of all would put everything into the
@@ -232,9 +240,9 @@ fn write_out(file: &File, at: i64, bytes: i64) -> io::Result<()> {
     // SAFETY: the call takes numbers only, and a descriptor that is open.
     let written = unsafe { libc::sync_file_range(file.as_raw_fd(), at, bytes, flags) };
     match Errno::result(written) {
-        // Only advice so far: an fsync follows.
-        Ok(_) | Err(Errno::ENOSYS | Errno::EINVAL | Errno::ESPIPE | Errno::EOPNOTSUPP) => Ok(()),
-        // An error of write-back is told only once.
+        // Without the call the fsync does it all.
+        Ok(_) | Err(Errno::ENOSYS) => Ok(()),
+        // An error of write-back is told only once, here or by the fsync.
         Err(error) => Err(error.into()),
     }
 }
@@ -270,9 +278,9 @@ fn read_direct(file: &File, file_bytes: u64, range: Range<u64>) -> io::Result<Ve
 
 /// Fills `bytes` from byte `at` on and says how many the file had.
 fn read_blocks(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut have = 0;
+    let (mut have, piece) = (0, piece(file)?);
     while have < bytes.len() {
-        let end = bytes.len().min(have + PIECE);
+        let end = bytes.len().min(have.saturating_add(piece));
         match file.read_at(&mut bytes[have..end], at + have as u64) {
             Ok(0) => break,
             Ok(count) => {

@@ -8,6 +8,8 @@ use std::task::{Poll, Waker};
 #[derive(Debug, Default)]
 pub struct Signal {
     waiting: RefCell<Vec<Waker>>,
+    /// The memory of those that were woken last.
+    spare: RefCell<Vec<Waker>>,
 }
 
 impl Signal {
@@ -28,8 +30,9 @@ impl Signal {
 
     /// Lets every waiting task look again.
     pub fn notify(&self) {
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        waiting.into_iter().for_each(Waker::wake);
+        let mut waiting = std::mem::replace(&mut *self.waiting.borrow_mut(), self.spare.take());
+        waiting.drain(..).for_each(Waker::wake);
+        self.spare.replace(waiting);
     }
 
     /// Whether a task waits.

@@ -539,9 +539,10 @@ impl<R: Ring> Device for UringDevice<R> {
         let entry = opcode::Write::new(self.fd(), buffer.as_ptr(), buffer.len() as u32).offset(offset).build();
         let mut transfer = pin!(self.transfer(entry, &buffer));
         let begun = poll_once(transfer.as_mut()).await;
-        if buffer.len() >= SUBMIT_AT_ONCE && self.platform.0.executor.has_ready() {
+        let Shared { ring, executor, .. } = &*self.platform.0;
+        if buffer.len() >= SUBMIT_AT_ONCE && ring.queued() > 0 && executor.has_ready() {
             // The device works while what is ready runs. An error comes again when the ring is entered.
-            let _ = self.platform.0.ring.submit();
+            let _ = ring.submit();
         }
         match begun {
             Some(result) => result,

@@ -1,4 +1,4 @@
-//! Flushing: one device flush for everybody who waits, submitted after they asked.
+//! Flushing: one device flush for everybody who waits, submitted after everything had ended that was acknowledged when they asked.
 
 use super::limits::IDLE_RECORD;
 use super::{Flushes, Keep, Log, LogError, State};
