@@ -227,7 +227,7 @@ fn fill(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// How many bytes of the file are on their way at a time. A file system that is on no block device of this machine, as NFS, has a number
-/// without a major: there each piece would only cost a round trip.
+/// without a major: there each piece would only cost a round trip. btrfs has none either.
 fn piece(file: &File) -> io::Result<usize> {
     Ok(if major(fstat(file)?.st_dev) == 0 { usize::MAX } else { PIECE })
 }

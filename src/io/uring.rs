@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -313,12 +312,19 @@ impl<R: Ring> UringPlatform<R> {
         });
     }
 
-    /// Hands the kernel what is queued when that is as much as it has already: then the device works while what is ready runs, instead
-    /// of waiting for all that comes of it. An error comes again when the ring is entered.
+    /// Hands the kernel what is queued when that is as much as it has already.
     fn keep_busy(&self) {
         let (queued, in_flight) = (self.0.ring.queued(), self.0.operations.borrow().in_flight);
-        if queued >= SUBMIT_TOGETHER.max(in_flight / 2) && self.0.executor.has_ready() {
-            let _ = self.0.ring.submit();
+        if queued >= SUBMIT_TOGETHER.max(in_flight / 2) {
+            self.submit_early();
+        }
+    }
+
+    /// The device works while what is ready runs. An error comes again when the ring is entered.
+    fn submit_early(&self) {
+        let Shared { ring, executor, .. } = &*self.0;
+        if ring.queued() > 0 && executor.has_ready() {
+            let _ = ring.submit();
         }
     }
 
@@ -500,10 +506,15 @@ impl<R: Ring> UringDevice<R> {
         types::Fd(fd)
     }
 
-    /// Repeats `entry` until it ends in something else than "try again"; checks that `bytes` were moved.
-    async fn transfer(&self, entry: squeue::Entry, held: &Buffer) -> io::Result<()> {
+    /// Repeats `entry` until it ends in something else than "try again"; checks that `bytes` were moved. One that goes `at_once` does
+    /// not wait for what is ready.
+    async fn transfer(&self, entry: squeue::Entry, held: &Buffer, at_once: bool) -> io::Result<()> {
         loop {
-            match self.platform.operate(entry.clone(), Held::Buffer(held.clone())).await {
+            let operation = self.platform.operate(entry.clone(), Held::Buffer(held.clone()));
+            if at_once {
+                self.platform.submit_early();
+            }
+            match operation.await {
                 result if result == -libc::EAGAIN || result == -libc::EINTR => {}
                 result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
                 result if result as usize == held.len() => return Ok(()),
@@ -516,15 +527,6 @@ impl<R: Ring> UringDevice<R> {
     }
 }
 
-/// Polls `future` once: its result when it has one.
-async fn poll_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-    poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(value) => Poll::Ready(Some(value)),
-        Poll::Pending => Poll::Ready(None),
-    })
-    .await
-}
-
 impl<R: Ring> Device for UringDevice<R> {
     fn bytes(&self) -> u64 {
         self.bytes
@@ -532,22 +534,12 @@ impl<R: Ring> Device for UringDevice<R> {
 
     async fn read(&self, offset: u64, buffer: Buffer) -> io::Result<()> {
         let entry = opcode::Read::new(self.fd(), buffer.as_ptr(), buffer.len() as u32).offset(offset).build();
-        self.transfer(entry, &buffer).await
+        self.transfer(entry, &buffer, false).await
     }
 
     async fn write(&self, offset: u64, buffer: Buffer) -> io::Result<()> {
         let entry = opcode::Write::new(self.fd(), buffer.as_ptr(), buffer.len() as u32).offset(offset).build();
-        let mut transfer = pin!(self.transfer(entry, &buffer));
-        let begun = poll_once(transfer.as_mut()).await;
-        let Shared { ring, executor, .. } = &*self.platform.0;
-        if buffer.len() >= SUBMIT_AT_ONCE && ring.queued() > 0 && executor.has_ready() {
-            // The device works while what is ready runs. An error comes again when the ring is entered.
-            let _ = ring.submit();
-        }
-        match begun {
-            Some(result) => result,
-            None => transfer.await,
-        }
+        self.transfer(entry, &buffer, buffer.len() >= SUBMIT_AT_ONCE).await
     }
 
     async fn flush(&self) -> io::Result<()> {

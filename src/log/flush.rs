@@ -44,30 +44,34 @@ impl<P: Platform> Log<P> {
                     if let Err(error) = state.check_stopped() {
                         return Some(Err(error));
                     }
-                    if state.flushes.ended >= number {
-                        return Some(Ok(None));
+                    let Flushes { started, ended, .. } = state.flushes;
+                    if ended >= number {
+                        return Some(Ok(false));
                     }
-                    if state.flushes.running {
+                    if started > ended {
                         return None;
                     }
-                    let through = state.completed;
-                    state.flushes.begin(through);
-                    Some(Ok(Some(through)))
+                    state.flushes.started += 1;
+                    state.flushes.through = state.completed;
+                    Some(Ok(true))
                 })
                 .await?;
-            match lead {
-                None => return Ok(()),
-                Some(through) => self.lead_flush(through).await?,
+            if !lead {
+                return Ok(());
             }
+            self.lead_flush().await?;
         }
     }
 
-    async fn lead_flush(&self, through: Position) -> Result<(), LogError> {
-        let sealed = self.0.state.borrow_mut().sealed_through(through);
+    async fn lead_flush(&self) -> Result<(), LogError> {
+        let (through, sealed) = {
+            let mut state = self.0.state.borrow_mut();
+            let through = state.flushes.through;
+            (through, state.sealed_through(through))
+        };
         let result = self.0.device.flush().await;
         {
             let mut state = self.0.state.borrow_mut();
-            state.flushes.running = false;
             state.flushes.ended += 1;
             if result.is_ok() {
                 state.durable = state.durable.max(through);
@@ -136,14 +140,6 @@ impl<P: Platform> Log<P> {
         {
             let _ = self.flush().await;
         }
-    }
-}
-
-impl Flushes {
-    fn begin(&mut self, through: Position) {
-        self.running = true;
-        self.started += 1;
-        self.through = through;
     }
 }
 

@@ -108,9 +108,9 @@ struct Ack {
 
 #[derive(Debug, Default)]
 struct Flushes {
+    /// One more than have ended while one is running.
     started: u64,
     ended: u64,
-    running: bool,
     /// What was completed when the last one was submitted.
     through: Position,
 }
