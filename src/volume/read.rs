@@ -28,12 +28,22 @@ struct Run {
 impl<P: Platform> Volume<P> {
     /// Fills `into` with the blocks from `block` on.
     pub(super) async fn read(&self, block: Block, into: &Buffer) -> Result<(), RequestError> {
-        let (runs, crcs) = self.look_up(block, into)?;
-        let result = match runs.as_slice() {
-            [] => Ok(()),
-            [run] => self.read_run(block, *run, &crcs, into).await,
-            runs => {
-                let reads = runs.iter().map(|run| self.read_run(block, *run, &crcs, into));
+        // One block, the most frequent request, allocates nothing.
+        let (mut one, mut many) = ([0], Vec::new());
+        let crcs = match into.len() / BLOCK_BYTES {
+            1 => &mut one[..],
+            blocks => {
+                many.resize(blocks, 0);
+                &mut many[..]
+            }
+        };
+        let (earlier, last) = self.look_up(block, into, crcs)?;
+        let crcs = &*crcs;
+        let result = match last {
+            None => Ok(()),
+            Some(run) if earlier.is_empty() => self.read_run(block, run, crcs, into).await,
+            last => {
+                let reads = earlier.into_iter().chain(last).map(|run| self.read_run(block, run, crcs, into));
                 let mut reads = stream::iter(reads).buffer_unordered(READS_IN_FLIGHT);
                 let mut first_error = Ok(());
                 while let Some(result) = reads.next().await {
@@ -49,14 +59,13 @@ impl<P: Platform> Volume<P> {
         result
     }
 
-    /// Serves what is in memory or unmapped, and says what must be read; the slots that are read from are held.
-    fn look_up(&self, block: Block, into: &Buffer) -> Result<(Vec<Run>, Vec<u32>), RequestError> {
+    /// Serves what is in memory or unmapped, and says what must be read, the last run apart; the slots that are read from are held.
+    /// `crcs` gets the checksum of each block that has one.
+    fn look_up(&self, block: Block, into: &Buffer, crcs: &mut [u32]) -> Result<(Vec<Run>, Option<Run>), RequestError> {
         let geometry = *self.geometry();
-        let blocks = (into.len() / BLOCK_BYTES) as u32;
-        let mut runs: Vec<Run> = Vec::new();
-        let mut crcs = vec![0; blocks as usize];
+        let (mut earlier, mut last): (Vec<Run>, Option<Run>) = (Vec::new(), None);
         self.0.log.look(|index, table| {
-            for rank in 0..blocks {
+            for (rank, wanted) in (0..).zip(crcs) {
                 let target = into.part(rank as usize * BLOCK_BYTES, BLOCK_BYTES);
                 let block = block.plus(u64::from(rank));
                 let (place, crc) = match index.get(block) {
@@ -65,14 +74,14 @@ impl<P: Platform> Volume<P> {
                         continue;
                     }
                     Mapping::Lost(_) => {
-                        for run in &runs {
+                        for run in earlier.iter().chain(&last) {
                             table.get_mut(run.slot).readers -= 1;
                         }
                         return Err(RequestError::Lost { block });
                     }
                     Mapping::At(place, crc) => (place, crc),
                 };
-                crcs[rank as usize] = crc;
+                *wanted = crc;
                 let slot = geometry.slot_of(place);
                 if let Some(image) = &table.get(slot).buffer {
                     let from = (place.0 - geometry.slot_place(slot).0) as usize * BLOCK_BYTES;
@@ -82,7 +91,7 @@ impl<P: Platform> Volume<P> {
                         continue;
                     }
                 }
-                match runs.last_mut() {
+                match &mut last {
                     Some(run)
                         if run.slot == slot
                             && run.place.plus(run.blocks) == place
@@ -92,13 +101,13 @@ impl<P: Platform> Volume<P> {
                     }
                     _ => {
                         table.get_mut(slot).readers += 1;
-                        runs.push(Run { slot, place, first: rank, blocks: 1 });
+                        earlier.extend(last.replace(Run { slot, place, first: rank, blocks: 1 }));
                     }
                 }
             }
             Ok(())
         })?;
-        Ok((runs, crcs))
+        Ok((earlier, last))
     }
 
     async fn read_run(&self, block: Block, run: Run, crcs: &[u32], into: &Buffer) -> Result<(), RequestError> {
