@@ -4,6 +4,7 @@
 mod archive_story;
 mod common;
 mod faults;
+mod flushes;
 mod history;
 mod hostile_names;
 mod model;
