@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     /// Let this group use the control socket
     #[arg(long, value_name = "GROUP")]
     pub(crate) socket_group: Option<String>,
-    /// Segments that are archived at once, each with the memory of two [default: the cores but one, at most 8]
+    /// Segments that are archived at once, each with the memory of two [default: the cores, 2 to 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) archive_threads: Option<u16>,
     /// Put at most so many bytes a second into the store, like 50M

@@ -480,7 +480,7 @@ impl State {
     }
 
     /// The segments behind those that are archived without a gap, oldest first.
-    fn not_archived_through(&self) -> impl Iterator<Item = (SegmentNumber, &super::SlotInfo)> {
+    pub(super) fn not_archived_through(&self) -> impl Iterator<Item = (SegmentNumber, &super::SlotInfo)> {
         self.table.between(self.archive.through.plus(1), self.head.header.segment)
     }
 

@@ -187,7 +187,7 @@ struct State {
     counters: Counters,
     /// Synch points that the primary alone can restore, oldest first.
     points: Vec<SynchMark>,
-    spare_buffers: Vec<Buffer>,
+    spare_buffer: Option<Buffer>,
     planning: bool,
 }
 

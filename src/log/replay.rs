@@ -236,7 +236,7 @@ fn state(
         claims: Claims::default(),
         counters: Counters::default(),
         points,
-        spare_buffers: Vec::new(),
+        spare_buffer: None,
         planning: true,
     })
 }

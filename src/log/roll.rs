@@ -40,7 +40,7 @@ impl<P: Platform> Log<P> {
 
     fn roll(&self) -> Option<Sealed> {
         let mut state = self.0.state.borrow_mut();
-        let buffer = match state.spare_buffers.pop() {
+        let buffer = match state.spare_buffer.take() {
             Some(buffer) => Ok(buffer),
             None => Buffer::new(self.0.volume.geometry.segment_bytes()),
         };
@@ -104,7 +104,10 @@ impl State {
 
     /// Lets go of the memory of sealed segments that nobody needs, or that are too many.
     pub(super) fn drop_buffers(&mut self, archive_at: ArchiveAt) {
-        let keep = if archive_at == ArchiveAt::Seal { SEALED_BUFFERS } else { 1 };
+        // Behind a queue, others take the place of those that are sealed now before an archiver gets to them.
+        let queue = self.not_archived_through().filter(|(_, info)| !info.archived).count();
+        let soon = queue <= SEALED_BUFFERS + self.archive.options.threads;
+        let keep = if archive_at == ArchiveAt::Seal && soon { SEALED_BUFFERS } else { 1 };
         let held: Vec<Slot> = self
             .table
             .segments()
@@ -118,10 +121,9 @@ impl State {
             let unneeded = rank >= keep || (rank > 0 && info.archived);
             if unneeded
                 && let Some(buffer) = info.buffer.take()
-                && self.spare_buffers.len() < 2
                 && buffer.is_unique()
             {
-                self.spare_buffers.push(buffer);
+                self.spare_buffer = Some(buffer);
             }
         }
     }
