@@ -4,7 +4,8 @@
 //! `cargo bench --bench engine -- --primary FILE --workload overwrite --utilisation 0.5 --depth 32`.
 //!
 //! The budget of a log on a half-duplex device: 1/X = A(1+h)/B_w + (A−1)/B_r, with the bandwidths measured on the same
-//! file at the workload's own sizes and bytes in flight.
+//! file at the workload's own sizes and bytes in flight. With the archive on the same file system, what is put there and read back
+//! is added, at the rates of the store alone.
 #![allow(clippy::unwrap_used, reason = "a measurement that fails should say where")]
 
 #[path = "../fuzz/memory.rs"]
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
-use salvol::archive::{DirectoryStore, Store};
+use salvol::archive::{DirectoryStore, ObjectName, Store};
 use salvol::format::*;
 use salvol::io::simulated::Dice;
 use salvol::io::{Buffer, Device, OwnRing, Platform, Primary, UringDevice, UringPlatform};
@@ -93,6 +94,14 @@ struct Arguments {
     no_planning: bool,
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Arguments {
+    /// The store, when it is on the primary's file system.
+    fn shared_store(&self) -> Option<&Path> {
+        let device = |path: &Path| std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(path).unwrap());
+        self.store.as_deref().filter(|store| device(store) == device(&self.primary))
+    }
 }
 
 /// Where the next request goes.
@@ -352,6 +361,40 @@ fn bandwidth(machine: &Machine, device: &UringDevice<OwnRing>, size: usize, flig
     moved.get() as f64 / start.elapsed().as_secs_f64()
 }
 
+/// Bytes a second that a store beside `store` is given, and gives back, when nothing else uses the disk: objects of a segment's `share`, by
+/// as many threads as there are archivers.
+fn store_rates(store: &Path, volume: &Superblock, share: f64) -> [f64; 2] {
+    const OBJECTS: u64 = 24;
+    const FETCH: u64 = 2 << 20;
+    let path = store.with_extension("alone");
+    let store = DirectoryStore::create(&path, volume).unwrap();
+    let mut dice = Dice::new(5);
+    let bytes = (volume.geometry.segment_bytes() as f64 * share.clamp(0.01, 1.0)) as u64;
+    let object: Vec<u8> = (0..bytes).map(|_| dice.bits() as u8).collect();
+    let threads = OpenOptions::default().archiving.threads as u64;
+    let timed = |call: &(dyn Fn(&ObjectName) + Sync)| {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                scope.spawn(move || {
+                    for number in (thread..OBJECTS).step_by(threads as usize) {
+                        let segment = SegmentNumber(number + 1);
+                        call(&ObjectName { history: volume.history, segment, epoch: 1, part: 0 });
+                    }
+                });
+            }
+        });
+        (bytes * OBJECTS) as f64 / start.elapsed().as_secs_f64()
+    };
+    let put = timed(&|name| store.put(name, &object).unwrap());
+    let get = timed(&|name| {
+        (0..bytes).step_by(FETCH as usize).for_each(|at| drop(store.get(name, at..at + FETCH).unwrap()));
+    });
+    drop(store);
+    std::fs::remove_dir_all(path).unwrap();
+    [put, get]
+}
+
 fn percentile(sorted: &[u32], share: f64) -> u32 {
     sorted.get(((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
 }
@@ -441,6 +484,8 @@ fn main() {
         batches: (volume.log().counters().batches - before.batches) as f64,
         segments: volume.log().current_segment().0 - segment.0,
         throttled: volume.log().counters().throttled.as_secs_f64() - before.throttled.as_secs_f64(),
+        archived: (volume.log().counters().archived_bytes - before.archived_bytes) as f64,
+        archived_images: (volume.log().counters().archived_image_bytes - before.archived_image_bytes) as f64,
     };
     let mut line = run.measured(&arguments, &driven, &counted);
     drop(run);
@@ -450,7 +495,7 @@ fn main() {
     // Last, since it writes all over the log.
     if arguments.workload == Workload::Overwrite && arguments.requests.is_none() {
         let rate = line["iops"].as_f64().unwrap();
-        merge(&mut line, counted.budget(&arguments, rate));
+        merge(&mut line, counted.budget(&arguments, &block, rate));
     }
     println!("{line}");
 }
@@ -535,6 +580,9 @@ struct Counted {
     batches: f64,
     segments: u64,
     throttled: f64,
+    /// Bytes of objects, and of the segments they are of.
+    archived: f64,
+    archived_images: f64,
 }
 
 impl Run {
@@ -550,6 +598,7 @@ impl Run {
             "depth": arguments.depth,
             "rate": arguments.rate,
             "store": arguments.store.is_some(),
+            "store_shares_disk": arguments.shared_store().is_some(),
             "planning": !arguments.no_planning,
             "iops": rate.round(),
             "mb_s": rate * f64::from(arguments.workload.blocks()) * BLOCK_BYTES as f64 / 1e6,
@@ -569,7 +618,7 @@ impl Run {
 
 impl Counted {
     /// What the disk would allow, see the head of the file.
-    fn budget(&self, arguments: &Arguments, rate: f64) -> serde_json::Value {
+    fn budget(&self, arguments: &Arguments, volume: &Superblock, rate: f64) -> serde_json::Value {
         let (machine, device) = start(arguments);
         let amplification = (self.user + self.copied) / self.user;
         let header = self.overhead / (self.user + self.copied);
@@ -587,7 +636,14 @@ impl Counted {
         } else {
             f64::INFINITY
         };
-        let cost = amplification * (1.0 + header) / write_rate + (amplification - 1.0) / read_rate;
+        let mut cost = amplification * (1.0 + header) / write_rate + (amplification - 1.0) / read_rate;
+        let store_rates = arguments
+            .shared_store()
+            .map(|store| store_rates(store, volume, self.archived / self.archived_images.max(1.0)));
+        if let Some([put, get]) = store_rates {
+            let object = self.archived / self.archived_images.max(1.0) * amplification * (1.0 + header + unused);
+            cost += object / put + object / get;
+        }
         let budget = 1.0 / cost / BLOCK_BYTES as f64;
         serde_json::json!({
             "budget_iops": budget.round(),
@@ -600,6 +656,9 @@ impl Counted {
             "measured_write_bytes": batch,
             "write_mb_s": write_rate / 1e6,
             "cleaning_read_bytes": read,
+            "store_put_mb_s": store_rates.map(|[put, _]| put / 1e6),
+            "store_get_mb_s": store_rates.map(|[_, get]| get / 1e6),
+            "archived_of_logged": self.archived_images / (places * BLOCK_BYTES as f64).max(1.0),
             "read_mb_s": if read_rate.is_finite() { read_rate / 1e6 } else { 0.0 },
         })
     }
