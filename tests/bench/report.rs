@@ -152,9 +152,10 @@ impl Report {
              measured right behind each run. With the archiver on, its objects go to the same disk and are read back from it, which the budget \
              then counts at the rates of the store alone, or to memory, which stands for a store elsewhere. A segment that waited in a queue is read \
              back from the log first; that is in no budget. *Processors* is the share of all of them that was busy, the generator and the kernel \
-             included: the other bound, when all has to be compressed.\n\n\
-             | archiver | depth | u | IOPS | of the budget | (rounds) | processors | of raw 4 KiB | A | p50 / p99 / longest µs | raw's longest | CPU µs |\n\
-             |---|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|"
+             included: the other bound, when all has to be compressed. *Archived* is the share of what the log took meanwhile that the archiver \
+             got done: below 1, more waits at the end than at the beginning, and the rate would not last.\n\n\
+             | archiver | depth | u | IOPS | of the budget | (rounds) | processors | archived | of raw 4 KiB | A | p50 / p99 / longest µs | raw's longest | CPU µs |\n\
+             |---|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|"
         )
         .unwrap();
         let mut plots: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
@@ -172,9 +173,13 @@ impl Report {
                     let ratio = |line: &Value| number(line, "iops") / number(line, "raw_iops");
                     let (budget, raw) = (field(&rounds, "of_budget"), median(&rounds, ratio));
                     let busy = median(&rounds, |line| number(line, "iops") * number(line, "cpu_us") / 1e6 / processors);
+                    let archived = match archiver {
+                        "off" => "–".to_owned(),
+                        _ => format!("{:.2}", field(&rounds, "archived_of_logged")),
+                    };
                     writeln!(
                         out,
-                        "| {archiver} | {depth} | {utilisation} | {:.0} | {budget:.2} | {} | {busy:.2} | {raw:.2} | {:.3} | {:.0} / {:.0} / {:.0} | {:.0} | {:.1} |",
+                        "| {archiver} | {depth} | {utilisation} | {:.0} | {budget:.2} | {} | {busy:.2} | {archived} | {raw:.2} | {:.3} | {:.0} / {:.0} / {:.0} | {:.0} | {:.1} |",
                         field(&rounds, "iops"),
                         spread(&rounds, |line| number(line, "of_budget")),
                         field(&rounds, "amplification"),
