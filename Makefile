@@ -19,7 +19,7 @@ check: ## format, lints and cargo's own tests, no kernel needed
 	cargo clippy --all-targets -- -D warnings
 	cargo test
 
-bench: ## speed beside fio and beside what people would use instead: docs/benchmarks.md (an hour; QUICK=1: 5 minutes, target/bench)
+bench: ## speed beside fio and beside what people would use instead: docs/benchmarks.md (two hours; ROUNDS=1: 40 minutes; QUICK=1: 5 minutes, target/bench)
 	@REPORT=$(CURDIR)/$(if $(QUICK),target/bench,docs) scripts/bench
 
 moments: POINTS ?= 1000

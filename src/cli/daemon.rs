@@ -332,7 +332,7 @@ fn used_by(device: &Path) -> Option<String> {
 fn open_options(arguments: &Arguments) -> OpenOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // Each waits for the store most of its time, and gives way to the owner.
-    let threads = arguments.archive_threads.map_or(cores.clamp(2, 8), usize::from);
+    let threads = arguments.archive_threads.map_or(cores.clamp(Archiving::default().threads, 8), usize::from);
     let interval = Some(arguments.archive_interval).filter(|interval| !interval.is_zero());
     let archiving = Archiving { threads, rate: arguments.archive_rate.map(|Size(bytes)| bytes), interval };
     OpenOptions { read_only: arguments.read_only, accept_loss: arguments.accept_loss.map(Position), archiving }

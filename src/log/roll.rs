@@ -105,9 +105,9 @@ impl State {
     /// Lets go of the memory of sealed segments that nobody needs, or that are too many.
     pub(super) fn drop_buffers(&mut self, archive_at: ArchiveAt) {
         // Behind a queue, others take the place of those that are sealed now before an archiver gets to them.
-        let queue = self.not_archived_through().filter(|(_, info)| !info.archived).count();
-        let soon = queue <= SEALED_BUFFERS + self.archive.options.threads;
-        let keep = if archive_at == ArchiveAt::Seal && soon { SEALED_BUFFERS } else { 1 };
+        let soon = SEALED_BUFFERS + self.archive.options.threads;
+        let behind = self.not_archived_through().filter(|(_, info)| !info.archived).nth(soon).is_some();
+        let keep = if archive_at == ArchiveAt::Seal && !behind { SEALED_BUFFERS } else { 1 };
         let held: Vec<Slot> = self
             .table
             .segments()

@@ -636,18 +636,17 @@ impl Counted {
         } else {
             f64::INFINITY
         };
-        let mut cost = amplification * (1.0 + header) / write_rate + (amplification - 1.0) / read_rate;
-        let store_rates = arguments
-            .shared_store()
-            .map(|store| store_rates(store, volume, self.archived / self.archived_images.max(1.0)));
-        if let Some([put, get]) = store_rates {
-            let object = self.archived / self.archived_images.max(1.0) * amplification * (1.0 + header + unused);
-            cost += object / put + object / get;
-        }
-        let budget = 1.0 / cost / BLOCK_BYTES as f64;
+        let log_cost = amplification * (1.0 + header) / write_rate + (amplification - 1.0) / read_rate;
+        let compressed = self.archived / self.archived_images.max(1.0);
+        let store_rates = arguments.shared_store().map(|store| store_rates(store, volume, compressed));
+        let store_cost = store_rates
+            .map_or(0.0, |[put, get]| compressed * amplification * (1.0 + header + unused) * (1.0 / put + 1.0 / get));
+        let budget = |cost: f64| 1.0 / cost / BLOCK_BYTES as f64;
+        let (log_budget, budget) = (budget(log_cost), budget(log_cost + store_cost));
         serde_json::json!({
             "budget_iops": budget.round(),
             "of_budget": rate / budget,
+            "of_log_budget": rate / log_budget,
             "amplification": amplification,
             "formula": formula(arguments.utilisation, header, header),
             "header_share": header,

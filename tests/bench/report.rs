@@ -86,14 +86,6 @@ fn archiver_is(archiver: &str) -> [(&'static str, Value); 2] {
     [("store", (archiver != "off").into()), ("store_shares_disk", (archiver == "to the disk").into())]
 }
 
-/// What was reached of 1/X = A(1+h)/B_w + (A−1)/B_r, without the archive's own bytes.
-fn of_the_logs_budget(line: &Value) -> f64 {
-    let [a, h, write, read] =
-        ["amplification", "header_share", "write_mb_s", "read_mb_s"].map(|name| number(line, name));
-    let reading = if read > 0.0 { (a - 1.0) / read } else { 0.0 };
-    number(line, "iops") * 4096.0 / 1e6 * (a * (1.0 + h) / write + reading)
-}
-
 /// The least and the largest.
 fn range(values: &[f64]) -> String {
     let all = || values.iter().copied().filter(|value| value.is_finite());
@@ -181,7 +173,7 @@ impl Report {
                     let ratio = |line: &Value| number(line, "iops") / number(line, "raw_iops");
                     let (budget, raw) = (field(&rounds, "of_budget"), median(&rounds, ratio));
                     let busy = median(&rounds, |line| number(line, "iops") * number(line, "cpu_us") / 1e6 / processors);
-                    let log = median(&rounds, of_the_logs_budget);
+                    let log = field(&rounds, "of_log_budget");
                     let archived = match archiver {
                         "off" => "–".to_owned(),
                         _ => format!("{:.2}", field(&rounds, "archived_of_logged")),
@@ -294,23 +286,22 @@ impl Report {
              | archiver | writes/s | p50 / p90 / p99 / p99.99 / longest µs |\n|---|---:|---:|"
         )
         .unwrap();
+        let waits =
+            |rounds: &Rounds, names: [&str; 5]| names.map(|name| format!("{:.0}", field(rounds, name))).join(" / ");
         for archiver in ARCHIVERS {
             let rounds = self.of("latency", &archiver_is(archiver));
-            if rounds.is_empty() {
-                continue;
+            if !rounds.is_empty() {
+                let waits = waits(&rounds, ["p50_us", "p90_us", "p99_us", "p9999_us", "max_us"]);
+                writeln!(out, "| {archiver} | {:.0} | {waits} |", field(&rounds, "iops")).unwrap();
             }
-            let waits =
-                ["p50_us", "p90_us", "p99_us", "p9999_us", "max_us"].map(|name| format!("{:.0}", field(&rounds, name)));
-            writeln!(out, "| {archiver} | {:.0} | {} |", field(&rounds, "iops"), waits.join(" / ")).unwrap();
         }
-        let raw = self.of("latency", &archiver_is("off"));
-        let waits = ["raw_p50_us", "raw_p90_us", "raw_p99_us", "raw_p9999_us", "raw_max_us"];
-        let waits = waits.map(|name| format!("{:.0}", field(&raw, name)));
-        writeln!(out, "| raw | {:.0} | {} |\n", field(&raw, "raw_iops"), waits.join(" / ")).unwrap();
+        let off = self.of("latency", &archiver_is("off"));
+        let raw = waits(&off, ["raw_p50_us", "raw_p90_us", "raw_p99_us", "raw_p9999_us", "raw_max_us"]);
+        writeln!(out, "| raw | {:.0} | {raw} |\n", field(&off, "raw_iops")).unwrap();
         for archiver in &ARCHIVERS[1..] {
             let on = self.of("latency", &archiver_is(archiver));
             if !on.is_empty() {
-                let ratios = ratios(&on, &raw, "p99_us");
+                let ratios = ratios(&on, &off, "p99_us");
                 let middle = middle(ratios.iter().copied());
                 writeln!(
                     out,
